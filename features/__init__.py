@@ -1,0 +1,1 @@
+"""What is known: listeners in Redis, items in a snapshot."""

@@ -1,0 +1,1 @@
+"""The batch pipeline: from listening history to a published snapshot."""

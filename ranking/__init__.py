@@ -1,0 +1,1 @@
+"""The core: pure, synchronous, vectorised; no I/O, no clock, no globals."""

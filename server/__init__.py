@@ -1,0 +1,1 @@
+"""The edge: gRPC services, batching, identity, workers, metrics and the command line."""
