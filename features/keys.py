@@ -1,0 +1,60 @@
+"""The names of things in Redis, and the hash behind them.
+
+The hash is the low half of MurmurHash3_x64_128 with seed 0. An item's key is the hash of its `item_id`; a listener's
+partition is the hash of its `user_id` modulo 64. Every key of a listener carries the partition as a hash tag, so that
+a script stays on one slot and Redis Cluster works unchanged.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mmh3
+import numpy as np
+from numpy.typing import NDArray
+
+PARTITIONS = 64
+
+
+def hash64(text: str) -> int:
+    """The low 64 bits of MurmurHash3_x64_128 of the text's UTF-8, seed 0."""
+    return int(mmh3.hash64(text, 0, signed=False)[0])
+
+
+def item_keys(item_ids: Iterable[str]) -> NDArray[np.uint64]:
+    """The stable keys of items, `[item] uint64`, in order."""
+    hash_of = mmh3.hash64
+    return np.fromiter((hash_of(item_id, 0, signed=False)[0] for item_id in item_ids), dtype=np.uint64)
+
+
+def partition(user_id: str) -> int:
+    """The listener's partition, 0-63."""
+    return hash64(user_id) % PARTITIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """Builds every Redis key under one prefix. User ids are validated before they come here."""
+
+    prefix: str = "mantel"
+
+    def listener(self, kind: str, user_id: str) -> str:
+        """A listener's key of one kind: `r:<space_id>` a record of that space, `s` recent state, `p` preferences."""
+        return f"{self.prefix}:{{{partition(user_id)}}}:{kind}:{user_id}"
+
+    def record(self, user_id: str, space_id: str) -> str:
+        """The key of a listener's record in one embedding space."""
+        return self.listener(f"r:{space_id}", user_id)
+
+    def records_pattern(self, space_id: str) -> str:
+        """A SCAN pattern that matches every record of one embedding space."""
+        return f"{self.prefix}:{{*}}:r:{space_id}:*"
+
+    @property
+    def pointer(self) -> str:
+        """The key of the pointer to the snapshot that is served."""
+        return f"{self.prefix}:pointer"
+
+    @property
+    def spaces(self) -> str:
+        """The key of the hash that tells the state of each embedding space: `space_id` to JSON."""
+        return f"{self.prefix}:spaces"

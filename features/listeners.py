@@ -1,0 +1,186 @@
+"""Listener records: their bytes in Redis, and a batch of them as columns.
+
+A frame is little-endian: a header, then the float16 vector, then the recent items as three arrays (item keys, last
+played days, plays) and the genre weights as two (genre indices, weights). The checksum is the CRC-32 of the frame with
+its own four bytes left out. Nothing is pickled; a frame that does not verify spoils its own row only.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAGIC: Final = b"ML"
+VERSION: Final = 1
+MAX_RECENT: Final = 512
+EXPLICIT_ALLOWED: Final = 1
+
+# magic, version, flags, dimension, recents, genres, segment, space, total plays, created day, market, length | checksum
+_HEAD: Final = struct.Struct("<2sBBHHHHQIH2sI")
+_CHECKSUM: Final = struct.Struct("<I")
+_BODY: Final = _HEAD.size + _CHECKSUM.size
+_RECENT_BYTES: Final = 8 + 2 + 2
+_GENRE_BYTES: Final = 2 + 2
+
+
+class Known(IntEnum):
+    """What is known of a listener after reading."""
+
+    STRANGER = 0  # no record: cold start
+    RECORD = 1  # a record of the current space
+    INVALID = 2  # a record that does not verify, or of another space
+    LATE = 3  # the store did not answer in time
+    DOWN = 4  # the store could not be reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerRecord:
+    """What is stored of one listener in one embedding space.
+
+    `vector` is `[dimension]`; `recent_*` are `[recent]` with the latest first; `genre_*` are `[genre]`, weights sum to
+    at most 1. Days count from 1970-01-01; day 0 is unknown.
+    """
+
+    vector: NDArray[np.float16]
+    total_plays: int
+    segment: int
+    market: str
+    allow_explicit: bool
+    created_day: int
+    recent_keys: NDArray[np.uint64]
+    recent_days: NDArray[np.uint16]
+    recent_plays: NDArray[np.uint16]
+    genre_index: NDArray[np.uint16]
+    genre_weight: NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """A batch of listeners as columns, one row per query.
+
+    `recent_*` are concatenated over rows; row `b` owns `recent_start[b]:recent_start[b + 1]`.
+    """
+
+    known: NDArray[np.uint8]  # [B], values of Known
+    vectors: NDArray[np.float32]  # [B, D], zero where not known
+    total_plays: NDArray[np.int64]  # [B]
+    segment: NDArray[np.int64]  # [B]
+    market: tuple[str, ...]  # [B], "" = not said
+    allow_explicit: NDArray[np.bool_]  # [B]
+    recent_start: NDArray[np.int64]  # [B + 1]
+    recent_keys: NDArray[np.uint64]
+    recent_days: NDArray[np.uint16]
+    recent_plays: NDArray[np.uint16]
+    genre_weights: NDArray[np.float32]  # [B, G]
+
+
+def encode(record: ListenerRecord, space_id: int) -> bytes:
+    """Writes a record as a frame."""
+    recents, genres = len(record.recent_keys), len(record.genre_index)
+    body = b"".join(
+        (
+            record.vector.astype("<f2").tobytes(),
+            record.recent_keys.astype("<u8").tobytes(),
+            record.recent_days.astype("<u2").tobytes(),
+            record.recent_plays.astype("<u2").tobytes(),
+            record.genre_index.astype("<u2").tobytes(),
+            record.genre_weight.astype("<f2").tobytes(),
+        )
+    )
+    head = _HEAD.pack(
+        MAGIC,
+        VERSION,
+        EXPLICIT_ALLOWED if record.allow_explicit else 0,
+        len(record.vector),
+        recents,
+        genres,
+        record.segment,
+        space_id,
+        min(record.total_plays, 2**32 - 1),
+        record.created_day,
+        record.market.encode().ljust(2, b"\0"),
+        _BODY + len(body),
+    )
+    return head + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))) + body
+
+
+def decode(
+    frames: Sequence[bytes | None], *, space_id: int, dimension: int, genres: int, missing: Known = Known.STRANGER
+) -> Listeners:
+    """Reads a batch of frames into columns; `None` becomes a row of what `missing` says, a bad frame an INVALID one."""
+    size = len(frames)
+    known = np.full(size, missing, np.uint8)
+    vectors = np.zeros((size, dimension), np.float32)
+    total_plays = np.zeros(size, np.int64)
+    segment = np.full(size, -1, np.int64)
+    allow_explicit = np.ones(size, np.bool_)
+    recents = np.zeros(size + 1, np.int64)
+    weights = np.zeros((size, genres), np.float32)
+    market = [""] * size
+    parts: list[tuple[bytes, int, int]] = []
+    for row, frame in enumerate(frames):
+        if frame is None:
+            continue
+        head = _verify(frame, space_id, dimension)
+        if head is None:
+            known[row] = Known.INVALID
+            continue
+        _, _, flags, _, n_recent, n_genre, segment[row], _, total_plays[row], _, code, _ = head
+        known[row] = Known.RECORD
+        allow_explicit[row] = bool(flags & EXPLICIT_ALLOWED)
+        market[row] = code.rstrip(b"\0").decode("ascii", "replace")
+        vectors[row] = np.frombuffer(frame, "<f2", dimension, _BODY)
+        recents[row + 1] = n_recent
+        start = _BODY + 2 * dimension
+        parts.append((frame, start, n_recent))
+        _add_genres(weights[row], frame, start + _RECENT_BYTES * n_recent, n_genre)
+    keys, days, plays = _recents(parts)
+    return Listeners(
+        known=known,
+        vectors=vectors,
+        total_plays=total_plays,
+        segment=segment,
+        market=tuple(market),
+        allow_explicit=allow_explicit,
+        recent_start=np.cumsum(recents),
+        recent_keys=keys,
+        recent_days=days,
+        recent_plays=plays,
+        genre_weights=weights,
+    )
+
+
+def _verify(frame: bytes, space_id: int, dimension: int) -> tuple[Any, ...] | None:
+    if len(frame) < _BODY:
+        return None
+    head = _HEAD.unpack_from(frame)
+    magic, version, _, dim, n_recent, n_genre, _, space, _, _, _, length = head
+    if (magic, version, dim, space, length) != (MAGIC, VERSION, dimension, space_id, len(frame)):
+        return None
+    if length != _BODY + 2 * dim + _RECENT_BYTES * n_recent + _GENRE_BYTES * n_genre:
+        return None
+    (checksum,) = _CHECKSUM.unpack_from(frame, _HEAD.size)
+    if checksum != zlib.crc32(memoryview(frame)[_BODY:], zlib.crc32(memoryview(frame)[: _HEAD.size])):
+        return None
+    return head
+
+
+def _add_genres(weights: NDArray[np.float32], frame: bytes, start: int, count: int) -> None:
+    index = np.frombuffer(frame, "<u2", count, start)
+    value = np.frombuffer(frame, "<f2", count, start + 2 * count)
+    inside = index < len(weights)
+    weights[index[inside]] = value[inside]
+
+
+def _recents(
+    parts: list[tuple[bytes, int, int]],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint16], NDArray[np.uint16]]:
+    keys = b"".join([frame[start : start + 8 * n] for frame, start, n in parts])
+    days = b"".join([frame[start + 8 * n : start + 10 * n] for frame, start, n in parts])
+    plays = b"".join([frame[start + 10 * n : start + 12 * n] for frame, start, n in parts])
+    return np.frombuffer(keys, "<u8"), np.frombuffer(days, "<u2"), np.frombuffer(plays, "<u2")

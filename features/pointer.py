@@ -1,0 +1,80 @@
+"""The pointer: which published snapshot is served. It moves last, whole, and only forward in sequence."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import redis
+
+from features.keys import Keys
+
+HISTORY: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A snapshot that is or was served."""
+
+    digest: str
+    space_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pointer:
+    """What is served now, and what was before, the latest first."""
+
+    digest: str
+    space_id: str
+    sequence: int
+    published_at: float  # unix seconds
+    before: tuple[Served, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The pointer as JSON."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes | str) -> "Pointer":
+        """Reads what `to_bytes` wrote; raises ValueError or TypeError where it is not that."""
+        fields = json.loads(raw)
+        return cls(**{**fields, "before": tuple(Served(**served) for served in fields["before"])})
+
+
+def read_pointer(client: redis.Redis, keys: Keys) -> Pointer | None:
+    """The pointer in Redis; None where nothing was published."""
+    raw = client.get(keys.pointer)
+    return None if raw is None else Pointer.from_bytes(raw)
+
+
+def flip_pointer(client: redis.Redis, keys: Keys, served: Served, *, now: float, back: bool = False) -> Pointer:
+    """Moves the pointer to a snapshot. Of two that race, both succeed, one after the other.
+
+    `back` takes the snapshot off the history of what was served before, instead of adding the present one to it.
+    """
+
+    def move(pipe: redis.client.Pipeline) -> Pointer:
+        raw = pipe.get(keys.pointer)
+        old = None if raw is None else Pointer.from_bytes(raw)
+        pointer = Pointer(
+            digest=served.digest,
+            space_id=served.space_id,
+            sequence=1 if old is None else old.sequence + 1,
+            published_at=now,
+            before=_history(old, served, back=back),
+        )
+        pipe.multi()
+        pipe.set(keys.pointer, pointer.to_bytes())
+        return pointer
+
+    moved = client.transaction(move, keys.pointer, value_from_callable=True)  # type: ignore[arg-type]  # answers it
+    assert isinstance(moved, Pointer)
+    return moved
+
+
+def _history(old: Pointer | None, served: Served, *, back: bool) -> tuple[Served, ...]:
+    if old is None:
+        return ()
+    before = tuple(past for past in old.before if past.digest != served.digest)
+    if back or old.digest == served.digest:
+        return before
+    return (Served(digest=old.digest, space_id=old.space_id), *before)[:HISTORY]

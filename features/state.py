@@ -1,0 +1,163 @@
+"""The state directory: everything that outlives a process, and who may touch it when.
+
+<state>/
+├── snapshots/<digest>/   published snapshots, immutable
+├── pointer.json          the last snapshot that was served well, for a start without Redis
+├── workers/<pid>.json    heartbeats: which worker serves which snapshot
+├── serve.json            where the running server listens
+├── tokens.json           principals: hashed tokens and certificate names, with roles
+├── dev-token             the development token of a loopback server (0600)
+├── metrics/              Prometheus' per-process files
+└── redis/                the embedded Redis: append-only file, socket, log
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from features.errors import WrongState
+
+HEARTBEAT_STALE_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """What one worker last said of itself; times are unix seconds."""
+
+    pid: int
+    digest: str
+    started_at: float
+    seen_at: float
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoints:
+    """Where a running server listens."""
+
+    pid: int
+    target: str  # the data port, as gRPC writes it
+    control: str
+    metrics: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state directory."""
+
+    path: Path
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of published snapshots."""
+        return self.path / "snapshots"
+
+    @property
+    def pointer(self) -> Path:
+        """The pointer to the last good snapshot."""
+        return self.path / "pointer.json"
+
+    @property
+    def tokens(self) -> Path:
+        """The principals' file."""
+        return self.path / "tokens.json"
+
+    @property
+    def dev_token(self) -> Path:
+        """The development token."""
+        return self.path / "dev-token"
+
+    @property
+    def metrics(self) -> Path:
+        """The folder of Prometheus' per-process files."""
+        return self.path / "metrics"
+
+    @property
+    def redis(self) -> Path:
+        """The embedded Redis' folder."""
+        return self.path / "redis"
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool, held: str) -> Iterator[None]:
+        """Holds an exclusive lock of this state directory; the system frees it if the process dies.
+
+        Raises:
+            WrongState: with the text `held`, where another process holds the lock and `wait` is false.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / f"{name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise WrongState(held) from error
+            yield
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Writes a worker's heartbeat."""
+        write_whole(self._heartbeat(heartbeat.pid), json.dumps(asdict(heartbeat)).encode())
+
+    def stop_beating(self, pid: int) -> None:
+        """Removes a worker's heartbeat."""
+        self._heartbeat(pid).unlink(missing_ok=True)
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """The workers heard of in the last ten seconds."""
+        found = []
+        for path in sorted((self.path / "workers").glob("*.json")):
+            try:
+                heartbeat = Heartbeat(**json.loads(path.read_bytes()))
+            except (OSError, ValueError, TypeError):
+                continue  # just removed, or of another version
+            if time.time() - heartbeat.seen_at < HEARTBEAT_STALE_S:
+                found.append(heartbeat)
+        return found
+
+    def announce(self, endpoints: Endpoints) -> None:
+        """Writes where the server listens."""
+        write_whole(self.path / "serve.json", json.dumps(asdict(endpoints)).encode())
+
+    def withdraw(self) -> None:
+        """Removes what `announce` wrote."""
+        (self.path / "serve.json").unlink(missing_ok=True)
+
+    def endpoints(self) -> Endpoints | None:
+        """Where the server listens; None where none runs."""
+        try:
+            return Endpoints(**json.loads((self.path / "serve.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _heartbeat(self, pid: int) -> Path:
+        return self.path / "workers" / f"{pid}.json"
+
+
+def write_whole(path: Path, content: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part.
+
+    `durable` also forces it to disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    aside.rename(path)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

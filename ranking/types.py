@@ -1,0 +1,117 @@
+"""The values that a request passes through: query, lines, candidates, page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ranking.surfaces import ShelfSpec, Surface
+
+WORLDWIDE: Final = ""
+
+
+class Fate(IntEnum):
+    """What became of a candidate. The first mark stays."""
+
+    KEPT = 0  # passed every filter: in reserve, or shown
+    SHOWN = 1
+    PADDING = 2  # no candidate: the row's line is shorter than the longest
+    MARKET = 3  # not licensed in the listener's market
+    UNAVAILABLE = 4  # outside its window of availability
+    EXPLICIT = 5  # marked explicit, and the listener does not allow it
+    HIDDEN = 6  # the listener hid it
+    EXCLUDED = 7  # the request excludes it
+    PLAYED = 8  # played already, on a shelf that shows only what was not
+    DUPLICATE = 9  # stands on a shelf further up
+    THIN = 10  # its shelf had too few items left to be shown
+
+
+class Degraded(StrEnum):
+    """What made a page lesser; the names are those of the contract."""
+
+    LISTENER_LATE = "LISTENER_LATE"
+    LISTENER_INVALID = "LISTENER_INVALID"
+    STORE_DOWN = "STORE_DOWN"
+    RETRIEVAL_PARTIAL = "RETRIEVAL_PARTIAL"
+    RETRIEVAL_DOWN = "RETRIEVAL_DOWN"
+    SNAPSHOT_STALE = "SNAPSHOT_STALE"
+    BLOCKLIST_UNKNOWN = "BLOCKLIST_UNKNOWN"
+
+
+def _no_keys() -> NDArray[np.uint64]:
+    return np.empty(0, np.uint64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomeQuery:
+    """One request, validated and resolved."""
+
+    user_id: str
+    surface: Surface
+    now: int  # unix seconds
+    market: str = WORLDWIDE  # "": as the listener's record says
+    allow_explicit: bool | None = None  # None: as the listener's record says
+    excluded: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys
+    hidden: NDArray[np.uint64] | None = None  # item keys as the client knows them; None: not said
+    shelves: int = 0  # how many to answer; 0: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lines:
+    """The batch's queries to be filled: one line for each shelf of each request, `[line]` unless said otherwise."""
+
+    query: NDArray[np.int64]  # which request of the batch
+    slot: NDArray[np.int64]  # where on the page, from the top
+    depth: NDArray[np.int64]  # how many candidates it may have
+    size: NDArray[np.int64]  # how many items it shows
+    minimum: NDArray[np.int64]  # with fewer it is dropped
+    skip_played: NDArray[np.bool_]
+    dedupe: NDArray[np.bool_]
+    source: NDArray[np.str_]
+    specs: tuple[ShelfSpec, ...]
+    market: tuple[str, ...]  # [query], resolved
+    allow_explicit: NDArray[np.bool_]  # [query], resolved
+
+    def __len__(self) -> int:
+        """How many lines."""
+        return len(self.specs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """What was found for each line, `[line, candidate]`; -1 rows are padding."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    fate: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelf:
+    """One row of a page: items best first."""
+
+    spec: ShelfSpec
+    rows: NDArray[np.int64]  # [item]
+    scores: NDArray[np.float32]  # [item]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """One page, and how it came to be."""
+
+    shelves: tuple[Shelf, ...]
+    market: str  # resolved
+    cold_start: bool
+    degraded: tuple[Degraded, ...]
+    coverage: int  # percent of lines whose retrieval answered
+    fates: Mapping[Fate, int]  # padding excluded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """How long each stage took for a batch, in seconds, in order."""
+
+    stages: tuple[tuple[str, float], ...]

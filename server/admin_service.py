@@ -1,0 +1,135 @@
+"""AdminService: what runs, what is served, and going to another snapshot or back."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import redis
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from features.errors import InvalidInput, NotFound, SnapshotRefused, Unavailable, WrongState
+from features.keys import Keys
+from features.pointer import Pointer, Served, flip_pointer, read_pointer
+from features.snapshot import Manifest, read_manifest, verify
+from features.state import State
+from protos.admin.v1 import admin_pb2
+from server.guard import Call
+from server.version import VERSION
+
+_DIGEST_PREFIX_MIN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminService:
+    """Answers operators. Everything here may wait: it runs in threads, away from the data plane's processes."""
+
+    state: State
+    keys: Keys
+    client: redis.Redis
+
+    async def get_status(self, _: admin_pb2.GetStatusRequest, call: Call) -> admin_pb2.GetStatusResponse:
+        """What each worker believes."""
+        del call
+        try:
+            pointer = await asyncio.to_thread(read_pointer, self.client, self.keys)
+            store_up = True
+        except redis.RedisError:
+            pointer, store_up = None, False
+        return admin_pb2.GetStatusResponse(
+            version=VERSION,
+            workers=[
+                admin_pb2.Worker(
+                    pid=beat.pid,
+                    snapshot_digest=beat.digest,
+                    started_at=_timestamp(beat.started_at),
+                    seen_at=_timestamp(beat.seen_at),
+                    refusal=beat.refusal,
+                )
+                for beat in self.state.heartbeats()
+            ],
+            current_digest="" if pointer is None else pointer.digest,
+            store_up=store_up,
+        )
+
+    async def list_snapshots(self, _: admin_pb2.ListSnapshotsRequest, call: Call) -> admin_pb2.ListSnapshotsResponse:
+        """The published snapshots, newest first."""
+        del call
+        pointer = await asyncio.to_thread(self._pointer)
+        return admin_pb2.ListSnapshotsResponse(snapshots=list(await asyncio.to_thread(self._list, pointer)))
+
+    async def activate_snapshot(
+        self, request: admin_pb2.ActivateSnapshotRequest, call: Call
+    ) -> admin_pb2.ActivateSnapshotResponse:
+        """Makes a published snapshot the one that is served, after verifying it."""
+        del call
+        snapshot = await asyncio.to_thread(self._activate, request.digest)
+        return admin_pb2.ActivateSnapshotResponse(snapshot=snapshot)
+
+    async def rollback_snapshot(
+        self, _: admin_pb2.RollbackSnapshotRequest, call: Call
+    ) -> admin_pb2.RollbackSnapshotResponse:
+        """Goes back to the snapshot that was served before."""
+        del call
+        return admin_pb2.RollbackSnapshotResponse(snapshot=await asyncio.to_thread(self._rollback))
+
+    def _pointer(self) -> Pointer | None:
+        try:
+            return read_pointer(self.client, self.keys)
+        except redis.RedisError as error:
+            raise Unavailable("the store cannot be reached") from error
+
+    def _list(self, pointer: Pointer | None) -> Iterable[admin_pb2.Snapshot]:
+        folders = [path for path in self.state.snapshots.glob("*") if not path.name.startswith(".")]
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                manifest, digest = read_manifest(folder)
+            except SnapshotRefused:
+                continue
+            yield self._snapshot(manifest, digest, folder.stat().st_mtime, pointer)
+
+    def _snapshot(
+        self, manifest: Manifest, digest: str, published_at: float, pointer: Pointer | None
+    ) -> admin_pb2.Snapshot:
+        return admin_pb2.Snapshot(
+            digest=digest,
+            space_id=manifest.space_id,
+            items=manifest.items,
+            size_bytes=manifest.size_bytes,
+            current=pointer is not None and pointer.digest == digest,
+            published_at=_timestamp(published_at),
+            workers=sum(beat.digest == digest for beat in self.state.heartbeats()),
+        )
+
+    def _activate(self, prefix: str) -> admin_pb2.Snapshot:
+        if len(prefix) < _DIGEST_PREFIX_MIN or not prefix.isalnum():
+            raise InvalidInput(("digest", f"must be at least {_DIGEST_PREFIX_MIN} hex digits"))
+        found = list(self.state.snapshots.glob(f"{prefix}*"))
+        if len(found) != 1:
+            raise NotFound(f"{len(found)} published snapshots have a digest that begins so")
+        return self._serve(found[0].name, back=False)
+
+    def _rollback(self) -> admin_pb2.Snapshot:
+        pointer = self._pointer()
+        if pointer is None or not pointer.before:
+            raise WrongState("no snapshot was served before this one")
+        return self._serve(pointer.before[0].digest, back=True)
+
+    def _serve(self, digest: str, *, back: bool) -> admin_pb2.Snapshot:
+        folder = self.state.snapshots / digest
+        try:
+            manifest, found = verify(folder)
+        except SnapshotRefused as error:
+            raise WrongState("the snapshot does not verify") from error
+        if found != digest:
+            raise WrongState("the snapshot does not verify")
+        served = Served(digest=digest, space_id=manifest.space_id)
+        try:
+            pointer = flip_pointer(self.client, self.keys, served, now=time.time(), back=back)
+        except redis.RedisError as error:
+            raise Unavailable("the store cannot be reached") from error
+        return self._snapshot(manifest, digest, folder.stat().st_mtime, pointer)
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))

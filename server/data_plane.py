@@ -1,0 +1,83 @@
+"""A worker's data plane: starting, keeping house, and stopping in order."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from features.index import use_one_thread
+from features.listener_store import ListenerStore
+from features.state import Heartbeat, State
+from server.batching import Batcher
+from server.home_service import Served
+from server.metrics import Metrics
+from server.settings import Settings
+from server.snapshots import Snapshots
+from server.transport import Transport
+
+_log = logging.getLogger("mantel.worker")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlane:
+    """A server with what it needs, on one event loop."""
+
+    settings: Settings
+    state: State
+    transport: Transport
+    store: ListenerStore
+    snapshots: Snapshots
+    batcher: Batcher[Any, Served]
+    reload_identities: Callable[[], None]
+    metrics: Metrics
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set, then drains: NOT_SERVING, calls in flight to their end, Redis closed."""
+        use_one_thread()
+        started_at = time.time()
+        batches = asyncio.create_task(self.batcher.run())
+        await self.transport.start(serving=False)
+        house = asyncio.create_task(self._keep_house(started_at))
+        await stop.wait()
+        await self.transport.retire()
+        await asyncio.sleep(self.settings.drain_s)  # load balancers look elsewhere before the port closes
+        await self.transport.stop(self.settings.grace_s)
+        await self.batcher.drain()
+        for task in (house, batches):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self.store.close()
+        self.state.stop_beating(os.getpid())
+
+    async def _keep_house(self, started_at: float) -> None:
+        serving = False
+        while True:
+            try:
+                await self.snapshots.refresh()
+                self.reload_identities()
+            except Exception:  # noqa: BLE001  # a worker serves on, whatever its housekeeping meets
+                _log.exception("housekeeping failed, everything stays as it was")
+            self._beat(started_at)
+            if not serving and self.snapshots.current is not None:
+                serving = True
+                await self.transport.set_serving(serving=True)
+            due = time.monotonic() + self.settings.poll_s
+            await asyncio.sleep(self.settings.poll_s)
+            self.metrics.lagged(max(0.0, time.monotonic() - due))
+
+    def _beat(self, started_at: float) -> None:
+        snapshot = self.snapshots.current
+        self.state.beat(
+            Heartbeat(
+                pid=os.getpid(),
+                digest="" if snapshot is None else snapshot.digest,
+                started_at=started_at,
+                seen_at=time.time(),
+                refusal=self.snapshots.refusal,
+            )
+        )

@@ -1,0 +1,76 @@
+"""The one place where an error becomes a gRPC status. Details never hold values, paths, hosts or tracebacks of ours."""
+
+from typing import Final
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from features.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MantelError,
+    NotFound,
+    PermissionRefused,
+    Unauthenticated,
+    Unavailable,
+    WrongState,
+)
+
+DOMAIN: Final = "mantel"
+INTERNAL_TEXT: Final = "internal error"
+
+_CODES: Final[tuple[tuple[type[MantelError], int], ...]] = (
+    (InvalidInput, code_pb2.INVALID_ARGUMENT),
+    (Unauthenticated, code_pb2.UNAUTHENTICATED),
+    (PermissionRefused, code_pb2.PERMISSION_DENIED),
+    (NotFound, code_pb2.NOT_FOUND),
+    (WrongState, code_pb2.FAILED_PRECONDITION),
+    (DeadlineExceeded, code_pb2.DEADLINE_EXCEEDED),
+    (Unavailable, code_pb2.UNAVAILABLE),
+)
+
+
+class Unimplemented(Exception):  # named as the status is
+    """The method belongs to the contract, but not to this version."""
+
+
+def to_status(error: Exception, request_id: str) -> status_pb2.Status:
+    """The status of an error: its own code where it is of our tree, else INTERNAL with a fixed text and the id."""
+    if isinstance(error, Unimplemented):
+        return _status(code_pb2.UNIMPLEMENTED, "not served by this version", "UNIMPLEMENTED", request_id)
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            status = _status(code, str(error), kind.__name__, request_id)
+            if isinstance(error, InvalidInput):
+                status.details.append(_violations(error))
+            return status
+    return _status(code_pb2.INTERNAL, f"{INTERNAL_TEXT} {request_id}", "INTERNAL", request_id)
+
+
+def code_of(status: status_pb2.Status) -> grpc.StatusCode:
+    """A status' code as grpc names it."""
+    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
+
+
+def _status(code: int, message: str, reason: str, request_id: str) -> status_pb2.Status:
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=_upper_snake(reason), domain=DOMAIN, metadata={"id": request_id}))
+    return status_pb2.Status(code=code, message=message, details=[detail])
+
+
+def _violations(error: InvalidInput) -> any_pb2.Any:
+    detail = any_pb2.Any()
+    violation = error_details_pb2.BadRequest.FieldViolation
+    detail.Pack(
+        error_details_pb2.BadRequest(
+            field_violations=[violation(field=field, description=what) for field, what in error.violations]
+        )
+    )
+    return detail
+
+
+def _upper_snake(name: str) -> str:
+    if name.isupper():
+        return name
+    return "".join(f"_{letter}" if letter.isupper() else letter.upper() for letter in name).lstrip("_")

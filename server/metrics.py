@@ -1,0 +1,116 @@
+"""Every Prometheus instrument, and the page that shows them: the one door to prometheus_client.
+
+The names of the gRPC instruments are those that existing dashboards and alerts use. With several workers each writes
+its own files into the directory that PROMETHEUS_MULTIPROC_DIR names before this module is imported.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Thread
+from typing import Final
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, multiprocess, start_wsgi_server
+
+from ranking.types import Home, Trace
+
+SECONDS: Final = (0.0005, 0.001, 0.002, 0.003, 0.006, 0.010, 0.015, 0.025, 0.040, 0.060, 0.1, 0.25, 1.0)
+STAGE_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.003, 0.006, 0.012, 0.025, 0.1)
+
+
+class Metrics:
+    """The instruments of one process."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        """Registers every instrument with a registry of its own, unless one is given."""
+        registry = CollectorRegistry() if registry is None else registry
+        method = ("grpc_service", "grpc_method")
+        self._handled = Counter(
+            "grpc_server_handled_total", "Calls ended, by status.", (*method, "grpc_code"), registry=registry
+        )
+        self._handling = Histogram(
+            "grpc_server_handling_seconds", "Seconds per call.", method, buckets=SECONDS, registry=registry
+        )
+        self._stage = Histogram(
+            "mantel_stage_seconds", "Seconds per batch and stage.", ("stage",), buckets=STAGE_SECONDS, registry=registry
+        )
+        self._batch = Histogram(
+            "mantel_batch_size", "Requests per batch.", buckets=(1, 2, 4, 8, 12, 16, 32, 64), registry=registry
+        )
+        self._pages = Counter("mantel_pages_total", "Pages served, by surface.", ("surface",), registry=registry)
+        self._degraded = Counter("mantel_degraded_total", "Pages degraded, by reason.", ("reason",), registry=registry)
+        self._cold = Counter("mantel_cold_start_total", "Pages for strangers.", registry=registry)
+        self._empty = Counter("mantel_empty_pages_total", "Pages without a shelf.", registry=registry)
+        self._fates = Counter("mantel_candidates_total", "Candidates, by fate.", ("fate",), registry=registry)
+        self._refused = Counter("mantel_snapshot_refused_total", "Snapshots refused at load.", registry=registry)
+        self._swaps = Counter("mantel_snapshot_swaps_total", "Snapshots taken into service.", registry=registry)
+        self._items = Gauge(
+            "mantel_snapshot_items", "Items of the served snapshot.", registry=registry, multiprocess_mode="livemax"
+        )
+        self._published = Gauge(
+            "mantel_snapshot_published_timestamp_seconds",
+            "When the served snapshot was published.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._lag = Gauge(
+            "mantel_loop_lag_seconds", "How late the event loop runs.", registry=registry, multiprocess_mode="livemax"
+        )
+
+    def handled(self, service: str, method: str, code: str, seconds: float) -> None:
+        """A call has ended."""
+        self._handled.labels(service, method, code).inc()
+        self._handling.labels(service, method).observe(seconds)
+
+    def served(self, homes: Iterable[tuple[str, Home]], read_s: float, trace: Trace) -> None:
+        """A batch of pages, each with its surface's name, has been assembled."""
+        count = 0
+        for surface, home in homes:
+            count += 1
+            self._pages.labels(surface).inc()
+            self._cold.inc(home.cold_start)
+            self._empty.inc(not home.shelves)
+            for reason in home.degraded:
+                self._degraded.labels(reason.value).inc()
+            for fate, number in home.fates.items():
+                self._fates.labels(fate.name.lower()).inc(number)
+        self._batch.observe(count)
+        for stage, seconds in (("read", read_s), *trace.stages):
+            self._stage.labels(stage).observe(seconds)
+
+    def swapped(self, items: int, published_at: float) -> None:
+        """A snapshot was taken into service."""
+        self._swaps.inc()
+        self._items.set(items)
+        self._published.set(published_at)
+
+    def refused(self) -> None:
+        """A snapshot was refused."""
+        self._refused.inc()
+
+    def lagged(self, seconds: float) -> None:
+        """The event loop ran this late."""
+        self._lag.set(seconds)
+
+
+def expose(folder: Path, host: str, port: int) -> tuple[WSGIServer, Thread]:
+    """Serves the sum over all processes that write into a folder; dead processes' gauges are left out."""
+    registry = _LivingOnly(folder)
+    server, thread = start_wsgi_server(port, addr=host, registry=registry)
+    return server, thread
+
+
+class _LivingOnly(CollectorRegistry):
+    """Collects afresh at each scrape, after dropping the live gauges of processes that are gone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        multiprocess.MultiProcessCollector(self, path=str(folder))  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        for file in self._folder.glob("gauge_live*_*.db"):
+            pid = int(file.stem.rpartition("_")[2])
+            if not Path(f"/proc/{pid}").exists():
+                multiprocess.mark_process_dead(pid, str(self._folder))  # type: ignore[no-untyped-call]
+        return super().collect()

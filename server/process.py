@@ -1,0 +1,76 @@
+"""The child processes of `mantel serve`: `python -m server.process worker|control`, with their task on standard input.
+
+Children are fresh interpreters, never forks: FAISS and gRPC do not survive one.
+"""
+
+import asyncio
+import ctypes
+import os
+import signal
+import sys
+
+import uvloop
+
+from features.state import State
+from server import logs, metrics, wiring
+from server.supervisor import Task
+
+_PR_SET_PDEATHSIG = 1
+
+
+async def _run_worker(task: Task) -> None:
+    stop = _on_signals()
+    plane = wiring.data_plane(
+        task.settings,
+        redis_url=task.redis_url,
+        port=task.port,
+        shared_port=task.shared_port,
+        metrics=metrics.Metrics(),
+    )
+    await plane.run(stop)
+
+
+async def _run_control(task: Task) -> None:
+    stop = _on_signals()
+    settings = task.settings
+    transport = wiring.control_plane(
+        settings,
+        redis_url=task.redis_url,
+        port=task.port,
+        shared_port=task.shared_port,
+        metrics=metrics.Metrics(),
+    )
+    page, _ = metrics.expose(State(settings.state).metrics, settings.host, settings.metrics_port)
+    await transport.start(serving=True)
+    await stop.wait()
+    await transport.retire()
+    await transport.stop(settings.grace_s)
+    page.shutdown()
+
+
+def _on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the supervisor decides
+    return stop
+
+
+def _die_with_parent() -> None:
+    """Has the kernel end this process when its supervisor dies, even if killed."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent or parent == 1:
+        sys.exit(0)
+
+
+def main(kind: str) -> None:
+    """Runs one child to its end."""
+    _die_with_parent()
+    task = Task.from_bytes(sys.stdin.buffer.read())
+    logs.configure(kind)
+    uvloop.run({"worker": _run_worker, "control": _run_control}[kind](task))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

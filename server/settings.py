@@ -1,0 +1,90 @@
+"""Settings of the process: from flags, then `MANTEL_*` environment variables, then a TOML file."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from features.errors import InvalidInput
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(BaseSettings):
+    """What a process runs with. Every field is also `MANTEL_<FIELD>`, and a key of the TOML file."""
+
+    model_config = SettingsConfigDict(env_prefix="MANTEL_", frozen=True, extra="forbid")
+
+    state: Path = Field(default=Path(".mantel"), description="directory of all state")
+    redis: str = Field(default="", description="URL of a Redis; empty: the embedded one")
+    prefix: str = Field(default="mantel", pattern=r"^[a-z0-9-]{1,32}$", description="prefix of every Redis key")
+    host: str = Field(default="127.0.0.1", description="address of all ports")
+    port: int = Field(default=50051, ge=0, le=65535, description="data port; 0: any free one")
+    control_port: int = Field(default=50052, ge=0, le=65535, description="control port")
+    metrics_port: int = Field(default=9464, ge=0, le=65535, description="Prometheus port")
+    workers: int = Field(default=1, ge=1, le=256, description="processes that serve")
+    surfaces: Path | None = Field(default=None, description="surfaces file; none: the one that ships")
+    batch_cap: int = Field(default=16, ge=1, le=64, description="most requests in one batch")
+    redis_timeout_ms: float = Field(default=20.0, gt=0, description="wait for one read of listeners")
+    default_deadline_ms: float = Field(default=1000.0, gt=0, description="deadline of calls that bring none")
+    snapshot_max_age_h: float = Field(default=168.0, gt=0, description="hours after which a snapshot counts as stale")
+    poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointer")
+    drain_s: float = Field(default=0.3, ge=0, description="seconds between NOT_SERVING and closing the port")
+    grace_s: float = Field(default=5.0, ge=0, description="seconds that calls in flight may take at the end")
+    reflection: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on loopback only")
+    tls_cert: Path | None = Field(default=None, description="certificate chain, PEM")
+    tls_key: Path | None = Field(default=None, description="private key, PEM")
+    tls_client_ca: Path | None = Field(default=None, description="CA of client certificates; set: they are required")
+    insecure: bool = Field(default=False, description="allow other addresses than loopback without TLS")
+    log_sample: float = Field(default=0.01, ge=0, le=1, description="share of requests that are logged")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # named by pydantic
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # named by pydantic
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file that MANTEL_CONFIG names."""
+        file = os.environ.get("MANTEL_CONFIG")
+        if file is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether the ports can be reached from this machine only."""
+        return self.host in _LOOPBACK
+
+    @property
+    def reflects(self) -> bool:
+        """Whether reflection is on."""
+        return self.reflection == "on" or (self.reflection == "auto" and self.on_loopback)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings in force; flags that are None were not given.
+
+    Raises:
+        InvalidInput: naming each wrong field.
+    """
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise InvalidInput(*((".".join(map(str, one["loc"])), one["msg"]) for one in error.errors())) from error
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InvalidInput(("tls_key", "a certificate and its key go together: give --tls-cert and --tls-key"))
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise InvalidInput(("tls_client_ca", "client certificates need --tls-cert and --tls-key too"))
+    if not settings.on_loopback and settings.tls_cert is None and not settings.insecure:
+        raise InvalidInput(("host", f"{settings.host} without TLS: give --tls-cert and --tls-key, or --insecure"))
+    return settings

@@ -1,0 +1,94 @@
+"""The transport: grpc.aio with health, reflection, limits and TLS. It owns the waiting; methods own everything else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from server.guard import Guard, Method
+from server.identity import Role
+from server.settings import Settings
+
+MAX_REQUEST_BYTES: Final = 300_000  # two lists of 1,000 ids of 128 bytes
+MAX_RESPONSE_BYTES: Final = 1 << 20
+
+Table = Mapping[ServiceDescriptor, Mapping[str, tuple[Role, Method | None]]]  # None: a later version serves it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transport:
+    """A bound server."""
+
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer
+    services: tuple[str, ...]
+    port: int
+
+    async def start(self, *, serving: bool) -> None:
+        """Accepts calls; health says whether they can be answered yet."""
+        await self.set_serving(serving=serving)
+        await self.server.start()
+
+    async def set_serving(self, *, serving: bool) -> None:
+        """Sets the health of the server as a whole and of each service."""
+        response = health_pb2.HealthCheckResponse
+        for name in ("", *self.services):
+            await self.health.set(name, response.SERVING if serving else response.NOT_SERVING)
+
+    async def retire(self) -> None:
+        """Answers NOT_SERVING from now on, whatever is set later; calls are still answered."""
+        await self.health.enter_graceful_shutdown()
+
+    async def stop(self, grace_s: float) -> None:
+        """Closes the port; calls in flight have some seconds to end."""
+        await self.server.stop(grace_s)
+
+
+def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_port: bool) -> Transport:
+    """A server for the table's methods, bound to a port; `shared_port` where other processes listen on it too.
+
+    Raises:
+        RuntimeError: the port cannot be bound.
+        KeyError: a method of a service is not in the table.
+    """
+    server = grpc.aio.server(options=_options(shared_port=shared_port))
+    server.add_generic_rpc_handlers(tuple(guard.handlers(service, methods) for service, methods in table.items()))
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    services = tuple(service.full_name for service in table)
+    if settings.reflects:
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return Transport(server=server, health=checks, services=services, port=_listen(server, settings, port))
+
+
+def _options(*, shared_port: bool) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(shared_port)),  # on by default: two servers would share a port silently
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
+        ("grpc.max_metadata_size", 8192),
+        ("grpc.max_concurrent_streams", 100),
+        ("grpc.server_handshake_timeout_ms", 3000),
+        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_age_ms", 600_000),  # a channel sticks to one worker; age spreads them anew
+        ("grpc.max_connection_age_grace_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _listen(server: grpc.aio.Server, settings: Settings, port: int) -> int:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    if settings.tls_cert is None or settings.tls_key is None:
+        return server.add_insecure_port(f"{host}:{port}")
+    ca = settings.tls_client_ca
+    credentials = grpc.ssl_server_credentials(
+        [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
+        root_certificates=None if ca is None else ca.read_bytes(),
+        require_client_auth=ca is not None,
+    )
+    return server.add_secure_port(f"{host}:{port}", credentials)

@@ -1,0 +1,136 @@
+"""The one place that builds things: the data plane of a worker, and the control plane."""
+
+import time
+from typing import Any, Final
+
+import redis
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from features.keys import Keys
+from features.listener_store import ListenerStore
+from features.state import State
+from protos.admin.v1 import admin_pb2
+from protos.events.v1 import events_pb2
+from protos.home.v1 import home_pb2
+from protos.listeners.v1 import listeners_pb2
+from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
+from server.admin_service import AdminService
+from server.batching import Batcher
+from server.data_plane import DataPlane
+from server.guard import Guard
+from server.home_service import HomeBatches, HomeService, Served
+from server.identity import Identities, Role, load_identities
+from server.logs import RequestLog
+from server.metrics import Metrics
+from server.settings import Settings
+from server.snapshots import Snapshots
+from server.transport import Table, Transport, bind
+
+ADMIN_TIMEOUT_S: Final = 2.0
+
+
+def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bool, metrics: Metrics) -> DataPlane:
+    """A worker's data plane, not started; `shared_port` where other processes listen on the same port."""
+    state, keys = State(settings.state), Keys(prefix=settings.prefix)
+    store = ListenerStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
+    snapshots = Snapshots(state, store, metrics, max_age_s=settings.snapshot_max_age_h * 3600)
+    batches = HomeBatches(store=store, snapshots=snapshots, metrics=metrics)
+    batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
+    home = HomeService(
+        surfaces=load_surfaces(settings.surfaces or DEFAULT_SURFACES),
+        batcher=batcher,
+        log=RequestLog(settings.log_sample),
+        now=time.time,
+    )
+    identities = IdentityFile(settings)
+    guard = _guard(settings, identities, metrics)
+    return DataPlane(
+        settings=settings,
+        state=state,
+        transport=bind(settings, guard, data_methods(home), port=port, shared_port=shared_port),
+        store=store,
+        snapshots=snapshots,
+        batcher=batcher,
+        reload_identities=identities.reload,
+        metrics=metrics,
+    )
+
+
+def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bool, metrics: Metrics) -> Transport:
+    """The control plane's server, not started."""
+    client = redis.Redis.from_url(
+        redis_url,
+        socket_timeout=ADMIN_TIMEOUT_S,
+        socket_connect_timeout=ADMIN_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    admin = AdminService(state=State(settings.state), keys=Keys(prefix=settings.prefix), client=client)
+    guard = _guard(settings, IdentityFile(settings), metrics)
+    return bind(settings, guard, control_methods(admin), port=port, shared_port=shared_port)
+
+
+def data_methods(home: HomeService) -> Table:
+    """Every method of the data port with the role it needs; None where a later version serves it."""
+    return {
+        _service(home_pb2.DESCRIPTOR, "HomeService"): {
+            "GetHome": (Role.CLIENT, home.get_home),
+            "GetShelf": (Role.CLIENT, None),
+            "RankItems": (Role.CLIENT, None),
+            "ExplainHome": (Role.EXPLAIN, None),
+        },
+        _service(events_pb2.DESCRIPTOR, "EventService"): {"RecordEvents": (Role.CLIENT, None)},
+        _service(listeners_pb2.DESCRIPTOR, "ListenerService"): {
+            "GetPreferences": (Role.CLIENT, None),
+            "UpdatePreferences": (Role.CLIENT, None),
+            "Forget": (Role.CLIENT, None),
+        },
+    }
+
+
+def control_methods(admin: AdminService) -> Table:
+    """Every method of the control port with the role it needs; what is not listed, nobody may call."""
+    return {
+        _service(admin_pb2.DESCRIPTOR, "AdminService"): {
+            "GetStatus": (Role.ADMIN, admin.get_status),
+            "ListSnapshots": (Role.ADMIN, admin.list_snapshots),
+            "ActivateSnapshot": (Role.ADMIN, admin.activate_snapshot),
+            "RollbackSnapshot": (Role.ADMIN, admin.rollback_snapshot),
+            "RolloverWorkers": (Role.ADMIN, None),
+            "DrainEvents": (Role.ADMIN, None),
+        }
+    }
+
+
+class IdentityFile:
+    """The principals in force; `reload` follows changes of their file."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads the principals."""
+        self._state = State(settings.state)
+        self._development = settings.on_loopback
+        self._changed_at = self._mtime()
+        self._identities = load_identities(self._state, development=self._development)
+
+    def __call__(self) -> Identities:
+        """The principals in force."""
+        return self._identities
+
+    def reload(self) -> None:
+        """Loads the principals anew if their file has changed."""
+        changed_at = self._mtime()
+        if changed_at != self._changed_at:
+            self._identities = load_identities(self._state, development=self._development)
+            self._changed_at = changed_at
+
+    def _mtime(self) -> float:
+        return self._state.tokens.stat().st_mtime if self._state.tokens.exists() else 0.0
+
+
+def _guard(settings: Settings, identities: IdentityFile, metrics: Metrics) -> Guard:
+    return Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
+
+
+def _service(file: FileDescriptor, name: str) -> ServiceDescriptor:
+    return file.services_by_name[name]
