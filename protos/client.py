@@ -13,7 +13,10 @@ from typing import Final, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from protos.admin.v1 import admin_pb2, admin_pb2_grpc
 from protos.home.v1 import home_pb2, home_pb2_grpc
+
+ADMIN_S: Final = 60.0  # a snapshot is verified before it is activated
 
 # A call is retried where the server did not take it: UNAVAILABLE. Retries stop while more than half of the calls fail.
 SERVICE_CONFIG: Final = json.dumps(
@@ -45,8 +48,8 @@ class Tls:
     certificate: bytes | None = None
 
 
-class HomeClient:
-    """A connection to the data port."""
+class _Client:
+    """A connection with a token."""
 
     def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
         """Connects on first use; a token is sent with every call."""
@@ -57,6 +60,22 @@ class HomeClient:
             credentials = grpc.ssl_channel_credentials(tls.root, tls.key, tls.certificate)
             self.channel = grpc.secure_channel(target, credentials, options)
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.channel.close()
+
+
+class HomeClient(_Client):
+    """A connection to the data port."""
+
+    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
+        """Connects on first use; a token is sent with every call."""
+        super().__init__(target, token=token, tls=tls)
         self._home = home_pb2_grpc.HomeServiceStub(self.channel)
         self._health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -93,10 +112,29 @@ class HomeClient:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.channel.close()
+class AdminClient(_Client):
+    """A connection to the control port."""
+
+    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
+        """Connects on first use; a token is sent with every call."""
+        super().__init__(target, token=token, tls=tls)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self.channel)
+
+    def get_status(self) -> admin_pb2.GetStatusResponse:
+        """What each worker believes."""
+        return self._admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=ADMIN_S, metadata=self.metadata)
+
+    def list_snapshots(self) -> admin_pb2.ListSnapshotsResponse:
+        """The published snapshots, newest first."""
+        return self._admin.ListSnapshots(admin_pb2.ListSnapshotsRequest(), timeout=ADMIN_S, metadata=self.metadata)
+
+    def activate_snapshot(self, digest: str) -> admin_pb2.Snapshot:
+        """Makes a published snapshot the one that is served."""
+        request = admin_pb2.ActivateSnapshotRequest(digest=digest)
+        return self._admin.ActivateSnapshot(request, timeout=ADMIN_S, metadata=self.metadata).snapshot
+
+    def rollback_snapshot(self) -> admin_pb2.Snapshot:
+        """Goes back to the snapshot that was served before."""
+        request = admin_pb2.RollbackSnapshotRequest()
+        return self._admin.RollbackSnapshot(request, timeout=ADMIN_S, metadata=self.metadata).snapshot

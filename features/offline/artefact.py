@@ -1,0 +1,78 @@
+"""A folder that appears whole or not at all: written aside, made durable, renamed into its place."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import WrongState
+from features.snapshot import COLUMNS, MANIFEST, sha256_of
+
+
+@contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
+
+    A snapshot at `out` is replaced: between two renames there is an instant without either, never a mixture.
+
+    Raises:
+        WrongState: something else than a snapshot stands at `out`.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise WrongState(f"{out} exists and is no snapshot; name another place or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        _make_durable(folder)
+        _take_place(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_column(folder: Path, name: str, column: NDArray[Any]) -> None:
+    """Writes one column of the snapshot format as `<name>.npy`, in the format's type."""
+    np.save(folder / f"{name}.npy", np.ascontiguousarray(column, COLUMNS[name][0]), allow_pickle=False)
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: its SHA-256 and its size in bytes."""
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+        _fsync(path)
+    folder.chmod(0o755)
+    _fsync(folder)
+
+
+def _take_place(folder: Path, out: Path) -> None:
+    if not out.exists():
+        folder.rename(out)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+        out.rename(old)  # a folder may take the place of an empty one
+        try:
+            folder.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        shutil.rmtree(old)
+    _fsync(out.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

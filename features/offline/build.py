@@ -1,0 +1,245 @@
+"""Building a snapshot: from listening tables to a gated, immutable folder. The story, in the order it happens."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from features.errors import GateRefused
+from features.index import use_one_thread
+from features.offline.artefact import aside, entry_of, write_column
+from features.offline.cards import CARD_FORMAT
+from features.offline.catalogue import Catalogue, write_catalogue
+from features.offline.gate import GateLimits, drift, failures, finite_share, unplayed_lift
+from features.offline.history import History, read_history, read_listeners
+from features.offline.index_choice import IndexChoice, IndexKind, IndexSettings, choose_index
+from features.offline.listening import ListeningData, open_listening
+from features.offline.lists import make_lists, popularity_of
+from features.offline.neighbours import find_neighbours
+from features.offline.records import Taste, write_records
+from features.offline.segments import Segments, make_segments
+from features.offline.train import TRAINING, Model, TrainSettings, gram, train
+from features.snapshot import FORMAT, MANIFEST, Manifest, digest_of, load
+
+Progress = Callable[[str, int, int], None]
+"""Told stage, done, of how many (0: not known)."""
+Rejection = tuple[str, str, int, tuple[str, ...]]
+"""Table, reason, count, examples."""
+Figures = dict[str, float]
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """All that a build depends on but the data; see TrainSettings, IndexSettings and GateLimits.
+
+    `refuse` false keeps a snapshot that misses the limits.
+    """
+
+    factors: int = 64
+    regularization: float = 30.0
+    alpha: float = 5.0
+    iterations: int = 15
+    seed: int = 7
+    index: IndexKind = "auto"
+    depth: int = 256
+    target_recall: float = 0.98
+    limits: GateLimits = field(default_factory=GateLimits)
+    refuse: bool = True
+
+    @property
+    def training(self) -> TrainSettings:
+        """What shapes the embedding space."""
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.__dataclass_fields__})
+
+    @property
+    def indexing(self) -> IndexSettings:
+        """What index is wanted."""
+        return IndexSettings(kind=self.index, depth=self.depth, target_recall=self.target_recall, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What was built, how good it is, and how long each stage took."""
+
+    manifest: Manifest
+    digest: str
+    figures: Mapping[str, float]
+    seconds: Mapping[str, float]
+    rejections: list[Rejection]
+
+
+def build(
+    data: Path, out: Path, *, settings: BuildSettings, progress: Progress, previous: Path | None = None
+) -> BuildReport:
+    """Builds a snapshot at `out`, and the listener records inside it; the same data and settings give the same bytes.
+
+    `previous` is a snapshot to measure drift against.
+
+    Raises:
+        ListeningError: the data cannot be used.
+        SnapshotRefused: `previous` cannot be read.
+        GateRefused: a figure is beyond its limit; nothing is left at `out`.
+        WrongState: something else than a snapshot stands at `out`.
+    """
+    stages = _Stages(progress)
+    before = load(previous) if previous else None
+    listening = open_listening(data)
+    with _repeatable(), aside(out) as folder:
+        catalogue, history = _read(listening, folder, stages)
+        source = listening.digest()
+        with stages("train") as told:
+            model = train(history, catalogue, folder, settings=settings.training, progress=told)
+        with stages("segments"):
+            segments = make_segments(model.listeners, seed=settings.seed)
+        columns = _derive(catalogue, history, model, segments, settings, stages)
+        for name, column in columns.items():
+            write_column(folder, name, column)
+        with stages("index") as told:
+            index = choose_index(model.items, model.listeners, folder, settings=settings.indexing, progress=told)
+        with stages("records") as told:
+            taste = Taste(vectors=model.listeners, segments=segments)
+            space_id = _space_id(source, settings.training)
+            usable = write_records(history, catalogue, taste, folder, space_id=space_id, progress=told)
+        with stages("gate"):
+            figures = _figures(index, model.items, columns["plays"], usable / history.listeners)
+            figures |= drift({**catalogue.columns, **columns}, before) if before else {}
+            _pass_gate(figures, settings)
+        with stages("seal"):
+            manifest = _manifest(folder, catalogue, history, index, figures, settings, source)
+            (folder / MANIFEST).write_bytes(manifest.to_bytes())
+    return BuildReport(
+        manifest=manifest,
+        digest=digest_of(manifest.to_bytes()),
+        figures=figures | {"micros": index.micros},
+        seconds=stages.seconds,
+        rejections=listening.report.rows(),
+    )
+
+
+def _read(listening: ListeningData, folder: Path, stages: "_Stages") -> tuple[Catalogue, History]:
+    listeners = read_listeners(listening)
+    with stages("items") as told:
+        catalogue = write_catalogue(listening, folder, markets=set(listeners["market"]) - {""}, progress=told)
+    with stages("listens") as told:
+        history = read_history(listening, catalogue, listeners, told)
+    return catalogue, history
+
+
+def _derive(
+    catalogue: Catalogue, history: History, model: Model, segments: Segments, settings: BuildSettings, stages: "_Stages"
+) -> Columns:
+    """Makes the columns that need listens or vectors."""
+    plays = np.bincount(history.item, history.plays, minlength=catalogue.items).astype(np.int64)
+    with stages("lists"):
+        lists = make_lists(history, catalogue, plays)
+        popularity = popularity_of(catalogue, plays)
+    with stages("neighbours") as told:
+        near = find_neighbours(model.items, plays, seed=settings.seed, progress=told)
+    return {
+        "plays": plays,
+        "popularity": popularity,
+        "popular": lists.popular,
+        "newest": lists.newest,
+        "segment_mean": segments.mean,
+        "genre_centroid": model.genre_centroid,
+        "neighbour_row": near.row,
+        "neighbour": near.neighbour,
+        "neighbour_cosine": near.cosine,
+        "yty": gram(model.items),
+    }
+
+
+def _figures(index: IndexChoice, items: NDArray[np.float32], plays: NDArray[np.int64], coverage: float) -> Figures:
+    return {
+        "recall": index.recall,
+        "coverage": coverage,
+        "finite": finite_share(items),
+        "unplayed_lift": unplayed_lift(index.found, plays),
+    }
+
+
+def _pass_gate(figures: Figures, settings: BuildSettings) -> None:
+    missed = failures(figures, settings.limits)
+    if missed and settings.refuse:
+        raise GateRefused("the snapshot is not good enough to serve: " + "; ".join(map(str, missed)))
+
+
+def _space_id(source: str, training: TrainSettings) -> str:
+    """Names the embedding space by all that shapes it: 16 hex digits."""
+    shaped_by = json.dumps([source, asdict(training), TRAINING], sort_keys=True)
+    return hashlib.sha256(shaped_by.encode()).hexdigest()[:16]
+
+
+def _manifest(  # noqa: PLR0913, PLR0917  # a manifest speaks of everything
+    folder: Path,
+    catalogue: Catalogue,
+    history: History,
+    index: IndexChoice,
+    figures: Figures,
+    settings: BuildSettings,
+    source: str,
+) -> Manifest:
+    chosen = {"factory": index.factory, "nprobe": index.nprobe, "depth": index.depth, "recall": index.recall}
+    counts = {"items": catalogue.items, "listeners": history.listeners, "listens": len(history.item)}
+    return Manifest(
+        format=FORMAT,
+        space_id=_space_id(source, settings.training),
+        items=catalogue.items,
+        dimension=settings.factors,
+        metric="inner_product",
+        card_format=CARD_FORMAT,
+        genres=catalogue.genres,
+        markets=catalogue.markets,
+        as_of=history.as_of,
+        index=chosen | {"faiss": faiss.__version__},
+        gate=figures,
+        built={
+            "version": version("mantel"),
+            "seed": settings.seed,
+            "settings": asdict(settings),
+            "data": source,
+            "counts": counts,
+        },
+        files={path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.is_file()},
+    )
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Makes arithmetic independent of the number of cores, and of what the process did before.
+
+    BLAS gets one thread, which is also what `implicit` asks for (its own threads solve a row each); FAISS never
+    switches to BLAS, as when serving (`features.index.use_one_thread`), but searches with all cores.
+    """
+    with threadpool_limits(1, "blas"):
+        use_one_thread()
+        faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+        yield
+
+
+class _Stages:
+    """Times each stage, and tells its progress under its name."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[Callable[[int, int], None]]:
+        start = time.perf_counter()
+        self._progress(stage, 0, 0)
+        yield partial(self._progress, stage)
+        self.seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,85 @@
+"""An inverted-file index for inner product over vectors of very different lengths.
+
+An item's length grows with its number of listeners, and the longest tenth holds most answers. FAISS's own recipe for
+inner product divides by direction alone, so every cell has a few long vectors among many short ones, and many cells
+must be searched. Here vectors are divided as x / sqrt|x|, by direction and somewhat by length, and a cell is found by
+the mean of its vectors weighted with |x|^3, that is by its long ones. Stored and scored are the vectors themselves.
+
+Measured at recall .98 of the best 256, one query on one thread (100,000 synthetic items in 1,024 cells; the 17,632 of
+HetRec Last.fm in 256; brute force 760 and 125 us): FAISS's recipe 192 cells, 190 us and 192 cells, 130 us; that with
+cells found by their long vectors 64, 117 us and 128, 105 us; this one 64, 65 us and 96, 70 us. Made into a search by
+distance with one dimension more, 512 cells found .81.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import faiss
+import numpy as np
+from faiss.contrib.ivf_tools import add_preassigned
+from numpy.typing import NDArray
+
+POINTS_PER_CELL: Final = 39  # FAISS warns below
+_TRAINED_ON: Final = 64  # points per cell
+_ROUNDS: Final = 10
+_BLOCK: Final = 1 << 18
+
+Vectors = NDArray[np.float32]
+
+
+def cell_index(vectors: Vectors, cells: int, *, seed: int, progress: Callable[[int, int], None]) -> Any:
+    """A FAISS `IVF{cells},SQ8` index over `vectors` `[item, D]`, searched by inner product."""
+    dimension = vectors.shape[1]
+    rng = np.random.default_rng(seed)
+    size = min(len(vectors), _TRAINED_ON * cells)
+    sample = np.ascontiguousarray(vectors[np.sort(rng.choice(len(vectors), size, replace=False))])
+    divider = _divider(sample, cells, seed)
+    centres = faiss.IndexFlatIP(dimension)
+    centres.add(np.zeros((cells, dimension), np.float32))  # in place of training; the real ones come last
+    index = faiss.IndexIVFScalarQuantizer(
+        centres, dimension, cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+    )
+    index.train(sample)
+    total, weight = np.zeros((cells, dimension)), np.zeros(cells)
+    for start, block in _blocks(vectors):
+        cell = divider.search(_shortened(block), 1)[1][:, 0]
+        add_preassigned(index, block, cell)  # type: ignore[no-untyped-call]
+        cubes = np.linalg.norm(block, axis=1).astype(np.float64) ** 3
+        for number, sums in _sums(cell, block * cubes[:, None]):
+            total[number] += sums
+        weight += np.bincount(cell, cubes, minlength=cells)
+        progress(start + len(block), len(vectors))
+    centres.reset()
+    centres.add((total / np.maximum(weight, np.finfo(np.float64).tiny)[:, None]).astype(np.float32))
+    return index
+
+
+def _divider(sample: Vectors, cells: int, seed: int) -> Any:
+    """What tells a vector its cell."""
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        cells,
+        niter=_ROUNDS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_TRAINED_ON,
+    )
+    kmeans.train(_shortened(sample))
+    return kmeans.index
+
+
+def _shortened(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.sqrt(np.where(norms > 0, norms, 1)), np.float32)
+
+
+def _blocks(vectors: Vectors) -> Iterator[tuple[int, Vectors]]:
+    for start in range(0, len(vectors), _BLOCK):
+        yield start, np.ascontiguousarray(vectors[start : start + _BLOCK])
+
+
+def _sums(cell: NDArray[np.int64], rows: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Each cell that occurs, with the sum of its rows."""
+    order = np.argsort(cell, kind="stable")
+    number, first = np.unique(cell[order], return_index=True)
+    yield from zip(number.tolist(), np.add.reduceat(rows[order], first), strict=True)

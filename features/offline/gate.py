@@ -1,0 +1,115 @@
+"""The gate: whether a snapshot that was built well is good enough to serve."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.snapshot import Snapshot
+
+Columns = Mapping[str, NDArray[Any]]
+"""Columns of the snapshot format."""
+POPULAR = 1_000
+NEIGHBOURS = 20
+_BLOCK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLimits:
+    """The limit of each figure, named after it. The last three compare with the snapshot before."""
+
+    min_recall: float = 0.95
+    """Of the index, at the depth that is served."""
+    min_coverage: float = 0.99
+    """Share of listeners whose vector is usable: finite in float16 and not zero."""
+    min_finite: float = 1.0
+    """Share of items whose vector is finite."""
+    max_unplayed_lift: float = 1.0
+    """How much more often unplayed items are retrieved than their share of the catalogue."""
+    min_item_ratio: float = 0.5
+    """Items now for each item before."""
+    min_popular_overlap: float = 0.3
+    """Share of the worldwide most popular items before that are so now."""
+    min_neighbour_overlap: float = 0.1
+    """Share of the neighbours of popular items before that are so now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A figure beyond its limit."""
+
+    name: str
+    figure: float
+    limit: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.figure:.4g}, {self.limit}"
+
+
+def failures(figures: Mapping[str, float], limits: GateLimits) -> list[Failure]:
+    """The figures beyond their limits, in the order of the limits; a figure that is not a number is beyond any."""
+    found = []
+    for limit in fields(limits):
+        least, name = limit.name.split("_", 1)
+        bound = getattr(limits, limit.name)
+        if name not in figures:
+            continue
+        figure = figures[name]
+        if not (figure >= bound if least == "min" else figure <= bound):
+            found.append(
+                Failure(name=name, figure=figure, limit=f"{'at least' if least == 'min' else 'at most'} {bound:g}")
+            )
+    return found
+
+
+def unplayed_lift(found: NDArray[np.int64], plays: NDArray[np.int64]) -> float:
+    """The share of unplayed items among the rows found, over their share of the catalogue; 0 where all are played.
+
+    `found` is `[query, depth]` rows, -1 none; `plays` is `[item]`.
+    """
+    share = float((plays == 0).mean())
+    return float((plays[found[found >= 0]] == 0).mean()) / share if share else 0.0
+
+
+def finite_share(vectors: NDArray[np.float32]) -> float:
+    """The share of vectors `[item, D]` without a number that is infinite or none."""
+    finite = sum(
+        int(np.isfinite(vectors[start : start + _BLOCK]).all(axis=1).sum()) for start in range(0, len(vectors), _BLOCK)
+    )
+    return finite / len(vectors)
+
+
+def drift(now: Columns, before: Snapshot) -> dict[str, float]:
+    """How much is as it was: items, the most popular worldwide, their neighbours."""
+    keys, old_keys = now["item_key"], before.columns["item_key"]
+    popular = _keys(keys, now["popular"][0, :POPULAR])
+    old_popular = _keys(old_keys, before.columns["popular"][0, :POPULAR])
+    shared = np.intersect1d(popular, old_popular)
+    return {
+        "item_ratio": len(keys) / len(old_keys),
+        "popular_overlap": len(shared) / len(old_popular),
+        "neighbour_overlap": _neighbour_overlap(now, before.columns, shared),
+    }
+
+
+def _neighbour_overlap(now: Columns, before: Columns, items: NDArray[np.uint64]) -> float:
+    shares = []
+    for item in items:
+        ours, theirs = _neighbours(now, item), _neighbours(before, item)
+        if len(theirs):
+            shares.append(len(np.intersect1d(ours, theirs)) / len(theirs))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _neighbours(columns: Columns, item: np.uint64) -> NDArray[np.uint64]:
+    row = np.searchsorted(columns["item_key"], item)
+    place = np.searchsorted(columns["neighbour_row"], row)
+    if place == len(columns["neighbour_row"]) or columns["neighbour_row"][place] != row:
+        return np.empty(0, np.uint64)
+    return _keys(columns["item_key"], columns["neighbour"][place, :NEIGHBOURS])
+
+
+def _keys(keys: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    return keys[rows[rows >= 0]]

@@ -1,0 +1,222 @@
+"""Publishing: listener records into Redis, the snapshot into the state directory, and the pointer last.
+
+An interrupted publish goes on where it stopped. Of two at once on one state directory the second waits; on one Redis
+both load their own embedding space beside the others, and the pointer names the one that came last. What nobody needs
+any more is collected afterwards.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from pyarrow import parquet
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from features.errors import SnapshotRefused, WrongState
+from features.keys import Keys, partition
+from features.offline.records import RECORDS, RECORDS_MANIFEST
+from features.pointer import Pointer, Served, flip_pointer, read_pointer
+from features.snapshot import MANIFEST, Manifest, read_manifest, sha256_of, verify
+from features.state import State, sync_folder
+
+KEPT: Final = 3  # snapshots, with their embedding spaces
+ROWS_PER_WRITE: Final = 1000
+ABANDONED_S: Final = 600.0  # a loading space that was not touched for so long is given up
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What Redis holds of one embedding space, as written beside it."""
+
+    parts: tuple[str, ...] = ()  # of the records artefact, loaded whole
+    complete: bool = False
+    listeners: int = 0
+    touched_at: float = 0.0  # unix seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReport:
+    """What a publish did."""
+
+    pointer: Pointer
+    items: int
+    listeners: int  # in the space
+    loaded: int  # by this publish; the rest was there
+    load_s: float
+    record_bytes: int  # payload of what was loaded
+    memory_bytes: int  # by which Redis grew while loading
+    collected: tuple[str, ...]  # digests of snapshots that were removed
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for batch work: it fails at once where Redis cannot be reached, and waits long for an answer."""
+    return redis.Redis.from_url(url, socket_timeout=60, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+
+
+def publish(
+    folder: Path, state: State, client: redis.Redis, keys: Keys, *, progress: Progress, keep_records: bool = False
+) -> PublishReport:
+    """Publishes the snapshot that `mantel build` wrote to `folder`; its records are deleted there afterwards.
+
+    Raises:
+        SnapshotRefused: a file is missing or altered.
+        WrongState: Redis lacks the space's listeners, and the records were deleted by an earlier publish.
+    """
+    with state.lock("publish", wait=True, held=""):
+        progress("verify", 0, 1)
+        manifest, digest = verify(folder)
+        progress("copy", 0, 1)
+        _copy(folder, manifest, state.snapshots / digest)
+        before, started = _memory(client), time.perf_counter()
+        loaded, record_bytes = _load(folder, manifest, client, keys, progress)
+        load_s, memory = time.perf_counter() - started, _memory(client) - before
+        served = Served(digest=digest, space_id=manifest.space_id)
+        pointer = flip_pointer(client, keys, served, now=time.time())
+        collected = _collect(state, client, keys)
+        space = _read_space(client, keys, manifest.space_id)
+        if not keep_records:
+            shutil.rmtree(folder / RECORDS, ignore_errors=True)
+    return PublishReport(
+        pointer=pointer,
+        items=manifest.items,
+        listeners=space.listeners,
+        loaded=loaded,
+        load_s=load_s,
+        record_bytes=record_bytes,
+        memory_bytes=memory,
+        collected=collected,
+    )
+
+
+def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
+    """Copies a verified snapshot under its digest: a mapped file must never change, so nothing is linked."""
+    if target.exists():
+        verify(target)
+        return
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name in (*manifest.files, MANIFEST):
+        shutil.copyfile(folder / name, aside / name)
+        with (aside / name).open("rb") as file:
+            os.fsync(file.fileno())
+        (aside / name).chmod(0o444)
+    sync_folder(aside)
+    aside.rename(target)
+    sync_folder(target.parent)
+
+
+def _load(folder: Path, manifest: Manifest, client: redis.Redis, keys: Keys, progress: Progress) -> tuple[int, int]:
+    """Loads every part that Redis lacks; answers how many listeners and bytes that were."""
+    space = _read_space(client, keys, manifest.space_id)
+    if space.complete:
+        return 0, 0
+    said = _records_manifest(folder, manifest)
+    total, loaded, size = int(said["count"]), 0, 0
+    for name, entry in sorted(said["parts"].items()):
+        path = folder / RECORDS / name
+        if name not in space.parts:
+            if sha256_of(path) != entry["sha256"]:
+                raise SnapshotRefused(f"{RECORDS}/{name}: its SHA-256 is not what {RECORDS_MANIFEST} says")
+            for rows, bytes_written in _write_part(path, manifest.space_id, client, keys):
+                loaded, size = loaded + rows, size + bytes_written
+                progress("listeners", loaded, total)
+        space = replace(space, parts=(*space.parts, name), listeners=total, touched_at=time.time())
+        _write_space(client, keys, manifest.space_id, space)
+    _write_space(client, keys, manifest.space_id, replace(space, complete=True, listeners=total))
+    return loaded, size
+
+
+def _records_manifest(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    path = folder / RECORDS / RECORDS_MANIFEST
+    if not path.exists():
+        raise WrongState(
+            f"Redis holds no listeners of space {manifest.space_id}, and {folder / RECORDS} is gone: records are "
+            "deleted once published; build the snapshot again"
+        )
+    said: dict[str, Any] = json.loads(path.read_bytes())
+    if said["space_id"] != manifest.space_id:
+        raise SnapshotRefused(f"{RECORDS}: space {said['space_id']}, the manifest says {manifest.space_id}")
+    return said
+
+
+def _write_part(path: Path, space_id: str, client: redis.Redis, keys: Keys) -> Iterator[tuple[int, int]]:
+    """Writes one part; rows stand by partition, so each MSET stays on one slot, and one round trip carries many."""
+    for batch in parquet.ParquetFile(path).iter_batches(ROWS_PER_WRITE * 8):
+        users, frames = batch.column("user_id").to_pylist(), batch.column("record").to_pylist()
+        pipe = client.pipeline(transaction=False)
+        for _, rows in groupby(zip(map(partition, users), users, frames, strict=True), key=itemgetter(0)):
+            pipe.mset({keys.record(user, space_id): frame for _, user, frame in rows})
+        pipe.execute()
+        yield len(users), sum(map(len, frames))
+
+
+def _collect(state: State, client: redis.Redis, keys: Keys) -> tuple[str, ...]:
+    """Removes snapshots beyond the latest three that no worker serves, then the spaces that no snapshot needs."""
+    pointer = read_pointer(client, keys)
+    if pointer is None:
+        return ()
+    latest = (Served(digest=pointer.digest, space_id=pointer.space_id), *pointer.before)[:KEPT]
+    kept = {served.digest for served in latest} | {beat.digest for beat in state.heartbeats()}
+    removed = []
+    needed = {served.space_id for served in latest}
+    for folder in state.snapshots.iterdir():
+        if folder.name.startswith("."):
+            if time.time() - folder.stat().st_mtime > ABANDONED_S:
+                shutil.rmtree(folder)  # left by a publish that was killed
+        elif folder.name in kept:
+            with suppress(SnapshotRefused):  # damaged: nobody can serve it, so it needs nothing
+                needed.add(read_manifest(folder)[0].space_id)
+        else:
+            shutil.rmtree(folder)
+            removed.append(folder.name)
+    for space_id in map(_text, client.hkeys(keys.spaces)):
+        space = _read_space(client, keys, space_id)
+        if space_id not in needed and (space.complete or time.time() - space.touched_at > ABANDONED_S):
+            _drop_space(client, keys, space_id)
+    return tuple(removed)
+
+
+def _drop_space(client: redis.Redis, keys: Keys, space_id: str) -> None:
+    """Forgets that a space is complete first: a publish that needs it meanwhile loads it anew."""
+    client.hdel(keys.spaces, space_id)
+    found = []
+    for key in client.scan_iter(keys.records_pattern(space_id), count=ROWS_PER_WRITE):
+        found.append(key)
+        if len(found) == ROWS_PER_WRITE:
+            client.unlink(*found)
+            found = []
+    if found:
+        client.unlink(*found)
+
+
+def _read_space(client: redis.Redis, keys: Keys, space_id: str) -> Space:
+    raw = client.hget(keys.spaces, space_id)
+    if raw is None:
+        return Space()
+    fields = json.loads(raw)
+    return Space(**{**fields, "parts": tuple(fields["parts"])})
+
+
+def _write_space(client: redis.Redis, keys: Keys, space_id: str, space: Space) -> None:
+    client.hset(keys.spaces, space_id, json.dumps(asdict(space)))
+
+
+def _memory(client: redis.Redis) -> int:
+    return int(client.info("memory")["used_memory"])
+
+
+def _text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode()

@@ -1,0 +1,130 @@
+"""How Mantel looks in a terminal: pages as shelves of cards, tables, and progress."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from features.state import Endpoints
+from protos.home.v1 import home_pb2
+
+CARD_WIDTH = 28
+_REASONS = {
+    home_pb2.REASON_CODE_YOUR_TASTE: "near your taste",
+    home_pb2.REASON_CODE_POPULAR_IN_MARKET: "popular in {0}",
+    home_pb2.REASON_CODE_EDITORS_CHOICE: "chosen by our editors",
+}
+
+
+def page(user_id: str, home: home_pb2.GetHomeResponse, seconds: float) -> RenderableType:
+    """A page as a listener would see it; below it, how it was made."""
+    parts: list[RenderableType] = []
+    for shelf in home.shelves:
+        heading = Text.assemble((shelf.title, "bold"), ("  " + reason(shelf.reason), "dim italic"))
+        parts += [Text(), heading, Columns([_card(item) for item in shelf.items], padding=(0, 1))]
+    if not home.shelves:
+        parts.append(Text("an empty page", "yellow"))
+    made = [f"{user_id}", f"{seconds * 1000:.1f} ms", f"snapshot {home.snapshot_version[:12]}", f"id {home.request_id}"]
+    if home.cold_start:
+        made.append("cold start: nothing is known of this listener")
+    parts += [Text(), Text(" · ".join(made), "dim")]
+    if home.degraded:
+        names = [home_pb2.DegradedReason.Name(one).removeprefix("DEGRADED_REASON_") for one in home.degraded_reasons]
+        parts.append(Text(f"degraded: {', '.join(names)} · coverage {home.coverage} %", "yellow"))
+    return Group(*parts)
+
+
+def reason(why: home_pb2.Reason) -> str:
+    """A reason as a phrase."""
+    if why.text:
+        return why.text
+    if why.code == home_pb2.REASON_CODE_POPULAR_IN_MARKET and not any(why.args):
+        return "popular everywhere"
+    return _REASONS.get(why.code, "").format(*why.args)
+
+
+def page_json(home: home_pb2.GetHomeResponse, seconds: float) -> str:
+    """A page as JSON, with the time it took."""
+    return json.dumps(MessageToDict(home, preserving_proto_field_name=True) | {"seconds": round(seconds, 6)}, indent=1)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table; every column but the first is right-aligned."""
+    drawn = Table(title=title, title_justify="left", header_style="bold")
+    for number, name in enumerate(columns):
+        drawn.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        drawn.add_row(*map(str, row))
+    return drawn
+
+
+def console() -> Console:
+    """The terminal; where output is no terminal, lines are 120 wide."""
+    found = Console()
+    return found if found.is_terminal else Console(width=120)
+
+
+def favourites(user_id: str, rows: Sequence[tuple[str, str, str, int]]) -> Table:
+    """What a listener plays most."""
+    return table(f"{user_id} plays most", ("title", "", "genres", "plays"), rows)
+
+
+def how_to_call(endpoints: Endpoints, state: Path, user_id: str) -> RenderableType:
+    """How to go on from a demo that serves."""
+    request = json.dumps({"user_id": user_id})
+    lines = [
+        f"mantel get {user_id} --state {state}",
+        f"mantel get a-stranger --market GB --state {state}",
+        f'buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer $(cat {state}/dev-token)" \\',
+        f"    -d '{request}' http://{endpoints.target}/mantel.home.v1.HomeService/GetHome",
+        f"curl http://{endpoints.metrics}/metrics",
+    ]
+    return Panel("\n".join(lines), title="serving until Ctrl-C; in another terminal", title_align="left")
+
+
+@contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A callback (stage, done, total) that draws one bar per stage; a total of 0 is not known."""
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+    tasks: dict[str, Any] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            _finish(bars, tasks)
+            tasks[stage] = bars.add_task(stage, total=total or None)
+        bars.update(tasks[stage], completed=done, total=total or None)
+
+    with bars:
+        yield tell
+        _finish(bars, tasks)
+
+
+def _finish(bars: Progress, tasks: dict[str, Any]) -> None:
+    """Fills the bar of the stage that has ended."""
+    if tasks:
+        last = bars.tasks[-1]
+        total = last.total or max(1, int(last.completed))
+        bars.update(last.id, completed=total, total=total)
+
+
+def _card(item: home_pb2.Item) -> Panel:
+    title = Text(item.title, "bold", no_wrap=True, overflow="ellipsis")
+    subtitle = Text(item.subtitle, "dim", no_wrap=True, overflow="ellipsis")
+    return Panel(Group(title, subtitle), width=CARD_WIDTH, padding=(0, 1))

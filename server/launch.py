@@ -1,0 +1,71 @@
+"""Starts `mantel serve` as a child and waits until it answers: for the demo, for evaluation and for tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from features.errors import Unavailable
+from features.state import Endpoints, State
+from protos.client import HomeClient
+
+START_S: Final = 60.0
+STOP_S: Final = 20.0
+
+
+@contextmanager
+def running(state: State, flags: Mapping[str, str], *, log: Path) -> Iterator[Endpoints]:
+    """A server on a state directory, from ready to stopped; its logs are appended to a file.
+
+    `flags` are those of `mantel serve`, without dashes in front.
+
+    Raises:
+        Unavailable: it does not become ready, with the end of its log.
+    """
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "server.cli", "serve", "--state", str(state.path), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        yield _ready(server, state, log)
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _ready(server: subprocess.Popen[bytes], state: State, log: Path) -> Endpoints:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and server.poll() is None:
+        endpoints = state.endpoints()
+        if endpoints is not None and endpoints.pid == server.pid:
+            with HomeClient(endpoints.target) as client:
+                while time.monotonic() < deadline and server.poll() is None:
+                    if client.serving():
+                        return endpoints
+                    time.sleep(0.02)
+        time.sleep(0.02)
+    tail = log.read_text(errors="replace").strip().splitlines()[-3:]
+    raise Unavailable(f"the server does not become ready; {log} ends with:\n" + "\n".join(tail))
+
+
+def until_interrupted() -> None:
+    """Waits for Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with suppress(KeyboardInterrupt):
+        signal.pause()

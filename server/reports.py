@@ -1,0 +1,120 @@
+"""What commands report: as tables for people, as JSON for programs."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from protos.admin.v1 import admin_pb2
+from server.face import console, table
+
+
+def build(report: Any, *, as_json: bool) -> None:
+    """A BuildReport: what was built, how good it is, how long it took, what was rejected."""
+    manifest = report.manifest
+    if as_json:
+        said = {"digest": report.digest, "items": manifest.items, "space_id": manifest.space_id}
+        seconds = {stage: round(value, 3) for stage, value in report.seconds.items()}
+        print(json.dumps(said | {"index": dict(manifest.index), "figures": dict(report.figures), "seconds": seconds}))
+        return
+    out = console()
+    counts, index = manifest.built["counts"], manifest.index
+    rows = [
+        ("snapshot", report.digest[:12]),
+        ("items", f"{manifest.items:,}"),
+        ("listeners", f"{counts['listeners']:,}"),
+        ("listens", f"{counts['listens']:,}"),
+        ("index", f"{index['factory']}, nprobe {index['nprobe']}" if index["nprobe"] else index["factory"]),
+        *((name, f"{value:.4g}") for name, value in report.figures.items()),
+        *((f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in report.seconds.items()),
+    ]
+    out.print(table("built", ("", "value"), rows))
+    if report.rejections:
+        rejected = [(name, why, f"{count:,}", ", ".join(some)) for name, why, count, some in report.rejections]
+        out.print(table("rejected rows", ("table", "reason", "rows", "for example"), rejected))
+
+
+def evaluation(found: Any, *, as_json: bool) -> None:
+    """An Evaluation: relevance per model, and paired differences with their intervals."""
+    if as_json:
+        said = {"relevance": [asdict(one) for one in found.relevance], "index": dict(found.index)}
+        print(json.dumps(said | {"differences": {name: asdict(one) for name, one in found.differences.items()}}))
+        return
+    out, index = console(), found.index
+    out.print(
+        f"{found.listeners:,} listeners · {found.items:,} items · {found.train:,} train, {found.test:,} test listens"
+    )
+    out.print(f"served from {index['factory']}, nprobe {index['nprobe']}, recall {index['recall']:.3f}")
+    rows = [
+        (one.model, *(f"{x:.4f}" for x in (one.ndcg_10, one.recall_10, one.ndcg_20, one.recall_20)))
+        for one in found.relevance
+    ]
+    out.print(table("relevance", ("model", "NDCG@10", "R@10", "NDCG@20", "R@20"), rows))
+    rows = [
+        (name, f"{one.mean:+.4f}", f"{one.relative:+.2%}", f"{one.relative_low:+.2%} … {one.relative_high:+.2%}")
+        for name, one in found.differences.items()
+    ]
+    out.print(table("served against, NDCG@20, paired", ("model", "difference", "relative", "95 % interval"), rows))
+
+
+def publish(report: Any, *, as_json: bool) -> None:
+    """A PublishReport."""
+    rate = report.loaded / report.load_s if report.loaded else 0.0
+    each = report.memory_bytes / report.loaded if report.loaded else 0.0
+    if as_json:
+        said = {"digest": report.pointer.digest, "space_id": report.pointer.space_id, "listeners": report.listeners}
+        print(json.dumps(said | {"loaded": report.loaded, "listeners_per_s": rate, "redis_bytes_per_listener": each}))
+        return
+    out = console()
+    out.print(f"published {report.pointer.digest[:12]}: {report.items:,} items, {report.listeners:,} listeners")
+    if report.loaded:
+        record = report.record_bytes / report.loaded
+        out.print(f"loaded {report.loaded:,} in {report.load_s:.1f} s: {rate:,.0f} listeners/s")
+        out.print(f"{record:,.0f} bytes a record, {each:,.0f} bytes of Redis a listener")
+    else:
+        out.print("every listener of this space was there already")
+    for digest in report.collected:
+        out.print(f"removed {digest[:12]}, which nobody serves")
+
+
+def snapshots(response: admin_pb2.ListSnapshotsResponse, *, as_json: bool) -> None:
+    """The published snapshots."""
+    if as_json:
+        print(json.dumps(MessageToDict(response, preserving_proto_field_name=True)))
+        return
+    rows = [
+        (
+            f"{one.digest[:12]}{' *' if one.current else ''}",
+            _when(one.published_at),
+            f"{one.items:,}",
+            f"{one.size_bytes / 1e6:,.1f} MB",
+            one.workers,
+        )
+        for one in response.snapshots
+    ]
+    console().print(table("snapshots (* is served)", ("digest", "published", "items", "size", "workers"), rows))
+
+
+def status(response: admin_pb2.GetStatusResponse, *, as_json: bool) -> None:
+    """What each worker believes."""
+    if as_json:
+        print(json.dumps(MessageToDict(response, preserving_proto_field_name=True)))
+        return
+    store = "up" if response.store_up else "down"
+    title = f"mantel {response.version} · store {store} · pointer {response.current_digest[:12] or 'none'}"
+    rows = [
+        (
+            one.pid,
+            one.snapshot_digest[:12] or "none",
+            one.started_at.ToDatetime().isoformat(" ", "seconds"),
+            one.refusal,
+        )
+        for one in response.workers
+    ]
+    console().print(table(title, ("worker", "snapshot", "since", "refused"), rows))
+
+
+def _when(time: Timestamp) -> str:
+    return time.ToDatetime().isoformat(" ", "seconds")
