@@ -66,15 +66,17 @@ def _last(users: int) -> bool:
 
 
 def _start(state: State, socket: Path) -> None:
+    """Starts the server as nobody's child, so that it may outlive this process, and waits until it answers."""
     log = state.redis / "redis.log"
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            _command(state, socket), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-    deadline = time.monotonic() + START_S
+    started = subprocess.run(
+        ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *_command(state, socket)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        check=True,
+    )
+    pid, deadline = int(started.stdout), time.monotonic() + START_S
     while not _answers(socket):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
+        if not _alive(pid) or time.monotonic() > deadline:
             tail = log.read_text(errors="replace").splitlines()[-3:]
             raise Unavailable(f"the embedded Redis does not start; {log} ends with: {' / '.join(tail)}")
         time.sleep(0.01)
@@ -111,8 +113,7 @@ def _binary() -> str:
 
 
 def _stop(socket: Path) -> None:
-    with suppress(redis.RedisError):
-        client = _client(socket)
+    with suppress(redis.RedisError), _client(socket) as client:
         pid = int(client.info("server")["process_id"])
         client.shutdown(nosave=True)  # the append-only file is flushed either way
         deadline = time.monotonic() + START_S
@@ -121,14 +122,18 @@ def _stop(socket: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    with suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)  # ours, if we started it: collect it
-    return Path(f"/proc/{pid}").exists()
+    """Whether a process runs; one that has ended but was not collected by its parent does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def _answers(socket: Path) -> bool:
     try:
-        return bool(_client(socket).ping())
+        with _client(socket) as client:
+            return bool(client.ping())
     except redis.RedisError:
         return False
 

@@ -22,8 +22,8 @@ class ListenerStore:
     def __init__(self, url: str, keys: Keys, *, timeout_s: float) -> None:
         """Connects on first use; `timeout_s` bounds connecting and each reply."""
         self._keys = keys
-        self._client = redis.asyncio.Redis(
-            connection_pool=redis.asyncio.BlockingConnectionPool.from_url(
+        self._client = redis.asyncio.Redis.from_pool(
+            redis.asyncio.BlockingConnectionPool.from_url(
                 url,
                 max_connections=4,
                 timeout=timeout_s,

@@ -180,11 +180,11 @@ def publish(
     from server import face, reports
 
     settings = load_settings(state=state, redis=redis, prefix=prefix)
-    with redis_url(settings) as url, face.progress(quiet=quiet or json_) as tell:
+    with redis_url(settings) as url, connect(url) as client, face.progress(quiet=quiet or json_) as tell:
         report = publish_snapshot(
             snapshot,
             State(settings.state),
-            connect(url),
+            client,
             Keys(prefix=settings.prefix),
             progress=tell,
             keep_records=keep_records,
@@ -211,8 +211,8 @@ def _prepare_demo(settings: Settings, tables: Path, *, items: int, listeners: in
         generate(tables, settings=WorldSettings(items=items, listeners=listeners), progress=tell)
         build_snapshot(tables, snapshot, settings=BuildSettings(), progress=tell)
     state = State(settings.state)
-    with redis_url(settings) as url, face.progress() as tell:
-        publish_snapshot(snapshot, state, connect(url), Keys(prefix=settings.prefix), progress=tell)
+    with redis_url(settings) as url, connect(url) as client, face.progress() as tell:
+        publish_snapshot(snapshot, state, client, Keys(prefix=settings.prefix), progress=tell)
     made.write_text(wanted)
 
 
@@ -240,7 +240,8 @@ def _serve_unplayed(
     state = State(work / "state")
     ports = {"port": "0", "control-port": "0", "metrics-port": "0", "prefix": "evaluation"}
     with attached(state) as url:
-        publish_snapshot(snapshot, state, connect(url), Keys(prefix="evaluation"), progress=tell)
+        with connect(url) as store:
+            publish_snapshot(snapshot, state, store, Keys(prefix="evaluation"), progress=tell)
         with (
             launch.running(state, ports, log=work / "serve.log") as endpoints,
             calling.home(state, endpoints.target, None) as client,

@@ -22,7 +22,7 @@ from features.index import use_one_thread
 from features.offline.artefact import aside, entry_of, write_column
 from features.offline.cards import CARD_FORMAT
 from features.offline.catalogue import Catalogue, write_catalogue
-from features.offline.gate import GateLimits, drift, failures, finite_share, unplayed_lift
+from features.offline.gate import GateLimits, checks, drift, finite_share, table, unplayed_lift
 from features.offline.history import History, read_history, read_listeners
 from features.offline.index_choice import IndexChoice, IndexKind, IndexSettings, choose_index
 from features.offline.listening import ListeningData, open_listening
@@ -172,9 +172,9 @@ def _figures(index: IndexChoice, items: NDArray[np.float32], plays: NDArray[np.i
 
 
 def _pass_gate(figures: Figures, settings: BuildSettings) -> None:
-    missed = failures(figures, settings.limits)
-    if missed and settings.refuse:
-        raise GateRefused("the snapshot is not good enough to serve: " + "; ".join(map(str, missed)))
+    found = checks(figures, settings.limits)
+    if settings.refuse and not all(check.passed for check in found):
+        raise GateRefused(f"the snapshot is not good enough to serve:\n{table(found)}")
 
 
 def _space_id(source: str, training: TrainSettings) -> str:

@@ -1,6 +1,6 @@
 """The gate: whether a snapshot that was built well is good enough to serve."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -37,31 +37,33 @@ class GateLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A figure beyond its limit."""
+class Check:
+    """A figure beside its limit."""
 
     name: str
     figure: float
     limit: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.figure:.4g}, {self.limit}"
+    passed: bool
 
 
-def failures(figures: Mapping[str, float], limits: GateLimits) -> list[Failure]:
-    """The figures beyond their limits, in the order of the limits; a figure that is not a number is beyond any."""
+def checks(figures: Mapping[str, float], limits: GateLimits) -> list[Check]:
+    """Each figure that has a limit beside it, in the order of the limits; one that is not a number fails."""
     found = []
     for limit in fields(limits):
-        least, name = limit.name.split("_", 1)
-        bound = getattr(limits, limit.name)
-        if name not in figures:
-            continue
-        figure = figures[name]
-        if not (figure >= bound if least == "min" else figure <= bound):
-            found.append(
-                Failure(name=name, figure=figure, limit=f"{'at least' if least == 'min' else 'at most'} {bound:g}")
-            )
+        side, name = limit.name.split("_", 1)
+        if name in figures:
+            figure, bound = figures[name], getattr(limits, limit.name)
+            passed, word = (figure >= bound, "at least") if side == "min" else (figure <= bound, "at most")
+            found.append(Check(name=name, figure=figure, limit=f"{word} {bound:g}", passed=passed))
     return found
+
+
+def table(found: Sequence[Check]) -> str:
+    """The checks as lines of text: figure, value, limit, and whether it is beyond."""
+    return "\n".join(
+        f"{check.name:18} {check.figure:<8.4g} {check.limit:14} {'' if check.passed else 'REFUSED'}".rstrip()
+        for check in found
+    )
 
 
 def unplayed_lift(found: NDArray[np.int64], plays: NDArray[np.int64]) -> float:

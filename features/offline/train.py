@@ -22,7 +22,8 @@ TRAINING: Final = 1
 """Changes whenever the same data, settings and seed give other vectors."""
 
 STRANGE_ITEM: Final = 0.5
-"""Length of an unplayed item's vector against the mean that it is made of: behind the average of what it resembles."""
+"""Length against the mean of its kind for an item of which nothing is known: all such items are equal, so that they
+would stand in a heap wherever the average item does."""
 
 _BLOCK: Final = 1 << 18  # rows at a time: bounds what is copied from mapped vectors
 
@@ -96,11 +97,12 @@ def _fit(
 
 
 def _fill_unplayed(items: Vectors, played: NDArray[np.int64], trained: Vectors, catalogue: Catalogue) -> Vectors:
-    """Gives each unplayed item STRANGE_ITEM times the mean of what it resembles; returns the genre centroids.
+    """Gives each unplayed item the mean of what it resembles; returns the genre centroids.
 
     That is the mean of its artist's played items and of its genres' centroids, averaged where there are both; where
-    there is neither, the mean of its kind, else of all. A full-length mean would put an item that nobody has played
-    ahead of half its artist's own, and rows of equal vectors would fill a page together.
+    there is neither, STRANGE_ITEM times the mean of its kind (of all where its kind has no plays). A mean is not
+    shrunk: averaging directions shortens it enough. Measured at full length: 4.9 % of 5,000 items are unplayed and
+    1.4 % of the best 256; of 100,000 items 2.8 % and 0.1 %; at half length 0.3 % and 0.01 %, that is never.
     """
     artist, genre, kind = (catalogue.columns[name] for name in ("artist_key", "genre", "kind"))
     artists = np.unique(artist[played][artist[played] > 0])
@@ -117,8 +119,8 @@ def _fill_unplayed(items: Vectors, played: NDArray[np.int64], trained: Vectors, 
         genre_mean, genres_known = _mean_of(by_genre, own_genres)
         known = (parents >= 0).astype(np.float32) + genres_known
         total = np.where((parents >= 0)[:, None], by_artist[parents], 0) + genre_mean
-        mean = np.where(known[:, None] > 0, total / np.maximum(known, 1)[:, None], by_kind[kind[rows]])
-        items[rows] = STRANGE_ITEM * mean
+        mean = total / np.maximum(known, 1)[:, None]
+        items[rows] = np.where(known[:, None] > 0, mean, STRANGE_ITEM * by_kind[kind[rows]])
     return by_genre[: len(catalogue.genres)]
 
 

@@ -1,0 +1,52 @@
+"""The main road over real gRPC and a real Redis: who gets which page."""
+
+import pytest
+
+from protos.home.v1 import home_pb2
+from tests.conftest import Served, Store
+
+
+async def test_a_listener_gets_two_full_shelves(served: Served) -> None:
+    """A listener with a record gets both shelves of `home`, twelve items each, from the served snapshot."""
+    page = await served.get_home("u0000001")
+    assert [(shelf.id, len(shelf.items)) for shelf in page.shelves] == [
+        ("picked-for-you", 12),
+        ("popular-near-you", 12),
+    ]
+    assert not page.degraded
+    assert not page.cold_start
+    assert page.coverage == 100
+
+
+async def test_a_stranger_gets_popular_rows(served: Served) -> None:
+    """Nobody knows a stranger: cold_start, not degraded, and a page all the same."""
+    page = await served.get_home("nobody")
+    assert page.cold_start
+    assert not page.degraded
+    assert [shelf.id for shelf in page.shelves] == ["popular-near-you"]
+
+
+async def test_a_broken_record_degrades_its_listener_alone(served: Served, published: Store) -> None:
+    """A flipped bit in one record: that listener is told LISTENER_INVALID, the next one notices nothing."""
+    snapshot = served.plane.snapshots.current
+    assert snapshot is not None
+    key = published.keys.record("u0000001", snapshot.manifest.space_id)
+    published.client.setbit(key, 1000, 1 - published.client.getbit(key, 1000))
+    broken = await served.get_home("u0000001")
+    whole = await served.get_home("u0000002")
+    assert broken.degraded_reasons == [home_pb2.DEGRADED_REASON_LISTENER_INVALID]
+    assert broken.shelves
+    assert not whole.degraded
+
+
+@pytest.mark.parametrize("hidden", [[], ["t0000001"]])
+async def test_a_page_comes_while_redis_is_away(served: Served, published: Store, hidden: list[str]) -> None:
+    """Redis stopped: OK with STORE_DOWN; the hidden list is unknown unless the client brought its own."""
+    published.client.shutdown(nosave=True)
+    page = await served.get_home("u0000001", hidden_ids=hidden)
+    wanted = [home_pb2.DEGRADED_REASON_STORE_DOWN]
+    if not hidden:
+        wanted.append(home_pb2.DEGRADED_REASON_BLOCKLIST_UNKNOWN)
+    assert page.degraded_reasons == wanted
+    assert page.shelves
+    assert page.coverage == 50
