@@ -105,6 +105,10 @@ def _shelf(surface: str, table: Any, source: _Source) -> ShelfSpec:
         raise source.wrong(mark, f'{where}: titles must hold at least "en"')
     if (kind == "editorial") != ("items" in table):
         raise source.wrong(mark, f"{where}: items belong to editorial shelves, and only to them")
+    items = table.get("items", {})
+    for market, ids in items.items():
+        if len(set(ids)) < len(ids):
+            raise source.wrong(mark, f"{where}: an item stands twice in the row of market {market!r}")
     spec = ShelfSpec(
         id=shelf_id,
         source=kind,
@@ -113,7 +117,7 @@ def _shelf(surface: str, table: Any, source: _Source) -> ShelfSpec:
         minimum=_within(table, "minimum", 4, (1, 200), where, source),
         depth=_within(table, "depth", 256, (1, 2000), where, source),
         skip_played=_typed(table, "skip_played", bool, False, where, source),
-        item_keys={str(market): item_keys(map(str, ids)) for market, ids in table.get("items", {}).items()},
+        item_keys={str(market): item_keys(map(str, ids)) for market, ids in items.items()},
     )
     if not spec.minimum <= spec.size <= spec.depth:
         raise source.wrong(mark, f"{where}: minimum <= size <= depth must hold")

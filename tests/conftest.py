@@ -12,6 +12,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import redis
+from pyarrow import parquet
 
 from features.embedded_redis import attached
 from features.keys import Keys
@@ -158,3 +159,10 @@ async def served(published: Store) -> AsyncIterator[Served]:
     """The small world, served."""
     async with serving(published.state, published.url) as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def records(built: Path) -> dict[str, bytes]:
+    """The small world's listener records: user id -> frame."""
+    table = parquet.read_table(sorted((built / "listeners").glob("*.parquet")))
+    return dict(zip(table["user_id"].to_pylist(), table["record"].to_pylist(), strict=True))

@@ -112,7 +112,7 @@ def _halve(data: Path, train: Path, seed: int) -> tuple[list[str], list[str], Sp
 
 def _exact(snapshot: Snapshot, records: Path, users: list[str], items: list[str], halves: Split) -> Ints:
     """What brute force over the snapshot's own vectors recommends."""
-    table = parquet.read_table(records)
+    table = parquet.read_table(sorted(records.glob("*.parquet")))
     frames = dict(zip(table["user_id"].to_pylist(), table["record"].to_pylist(), strict=True))
     listeners = decode(
         [frames.get(user) for user in users],

@@ -1,0 +1,259 @@
+"""The core: what `assemble` promises for any batch."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from features.index import ExactRetriever, Rows, Scores, use_one_thread
+from features.keys import item_keys
+from features.listeners import Known, Listeners, decode
+from features.snapshot import Snapshot
+from ranking.home import assemble
+from ranking.surfaces import ShelfSpec, Surface
+from ranking.types import Degraded, Fate, Home, HomeQuery
+
+NOW = 1_793_491_200  # 2026-11-01
+
+
+def spec(shelf_id: str, source: str, **fields: object) -> ShelfSpec:
+    """A shelf."""
+    return ShelfSpec(id=shelf_id, source=source, titles={"en": shelf_id}, **{"item_keys": {}, **fields})  # type: ignore[arg-type]
+
+
+def read(snapshot: Snapshot, frames: list[bytes | None], missing: Known = Known.STRANGER) -> Listeners:
+    """Frames as the store reads them."""
+    manifest = snapshot.manifest
+    return decode(
+        frames,
+        space_id=snapshot.space_id,
+        dimension=manifest.dimension,
+        genres=len(manifest.genres),
+        missing=missing,
+    )
+
+
+def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> HomeQuery:
+    """A random request: surface, market, filters, exclusions."""
+    keys = snapshot.columns["item_key"]
+    shelves = [
+        spec("taste", "taste", size=12, depth=int(rng.integers(12, 400)), skip_played=bool(rng.integers(2))),
+        spec("popular", "popular", size=int(rng.integers(4, 30)), depth=int(rng.integers(30, 300))),
+        spec("editors", "editorial", size=5, minimum=1, depth=20, item_keys={"": rng.choice(keys, 20, replace=False)}),
+    ]
+    rng.shuffle(shelves)
+    surface = Surface(name="drawn", shelves=tuple(shelves), dedupe=bool(rng.integers(2)))
+    return HomeQuery(
+        user_id=user_id,
+        surface=surface,
+        now=NOW,
+        market=str(rng.choice(["", "GB", "DE", "ZW", *snapshot.manifest.markets])),
+        allow_explicit=[None, True, False][rng.integers(3)],
+        excluded=rng.choice(keys, int(rng.integers(200))),
+        hidden=None if rng.integers(2) else rng.choice(keys, int(rng.integers(200))),
+        shelves=int(rng.integers(4)),
+    )
+
+
+def draw_batch(
+    seed: int, snapshot: Snapshot, records: dict[str, bytes]
+) -> tuple[tuple[HomeQuery, ...], list[bytes | None]]:
+    """A random batch with listeners known, unknown and broken."""
+    rng = np.random.default_rng(seed)
+    users = list(rng.choice(sorted(records), int(rng.integers(1, 17))))
+    frames = [[records[user], records[user], None, records[user][:-1]][rng.integers(4)] for user in users]
+    return tuple(draw_query(rng, snapshot, user) for user in users), frames
+
+
+def serve(snapshot: Snapshot, queries: tuple[HomeQuery, ...], frames: list[bytes | None]) -> tuple[Home, ...]:
+    """Pages."""
+    use_one_thread()
+    return assemble(queries, read(snapshot, frames), snapshot, clock=time.perf_counter)[0]
+
+
+def shown(home: Home) -> list[tuple[str, list[int], list[float]]]:
+    """A page as plain values."""
+    return [(shelf.spec.id, shelf.rows.tolist(), shelf.scores.tolist()) for shelf in home.shelves]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_batch_equals_its_rows_served_alone(snapshot: Snapshot, records: dict[str, bytes], seed: int) -> None:
+    """Same shelves, items, order, scores to the last bit, fates, reasons."""
+    queries, frames = draw_batch(seed, snapshot, records)
+    together = serve(snapshot, queries, frames)
+    for query, frame, home in zip(queries, frames, together, strict=True):
+        (alone,) = serve(snapshot, (query,), [frame])
+        assert shown(home) == shown(alone)
+        assert (home.fates, home.degraded, home.coverage) == (alone.fates, alone.degraded, alone.coverage)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_page_keeps_the_rules(snapshot: Snapshot, records: dict[str, bytes], seed: int) -> None:
+    """No row twice on a page that promises so; sizes and minimums hold; nothing shown is refused by any filter."""
+    queries, frames = draw_batch(1000 + seed, snapshot, records)
+    listeners, columns = read(snapshot, frames), snapshot.columns
+    for number, (query, home) in enumerate(zip(queries, serve(snapshot, queries, frames), strict=True)):
+        rows = np.concatenate([np.empty(0, np.int64), *(shelf.rows for shelf in home.shelves)])
+        assert not query.surface.dedupe or len(set(rows.tolist())) == len(rows)
+        for shelf in home.shelves:
+            assert shelf.spec.minimum <= len(shelf.rows) <= shelf.spec.size
+            assert len(set(shelf.rows.tolist())) == len(shelf.rows)
+            assert (np.diff(shelf.scores) <= 0).all()
+        keys = columns["item_key"][rows]
+        assert not np.isin(keys, query.excluded).any()
+        assert query.hidden is None or not np.isin(keys, query.hidden).any()
+        allow = listeners.allow_explicit[number] if query.allow_explicit is None else query.allow_explicit
+        assert allow or not columns["explicit"][rows].any()
+        assert ((columns["available_from"][rows] <= NOW) & (columns["available_until"][rows] > NOW)).all()
+        licensed = allowed_in(snapshot, rows, home.market)
+        assert licensed.all()
+
+
+def allowed_in(snapshot: Snapshot, rows: NDArray[np.int64], market: str) -> NDArray[np.bool_]:
+    """Whether rows are licensed in a market, written as plainly as can be."""
+    bits, number = snapshot.columns["market_bits"], snapshot.market_index.get(market)
+
+    def one(row: int) -> bool:
+        words = [int(word) for word in bits[row]]
+        inside = number is not None and bool(words[number // 64] >> (number % 64) & 1)
+        return inside or not any(words)
+
+    return np.array([one(int(row)) for row in rows], np.bool_)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost(snapshot: Snapshot, records: dict[str, bytes], seed: int) -> None:
+    """The fates of a page add up to what was retrieved for it."""
+    queries, frames = draw_batch(2000 + seed, snapshot, records)
+    for query, frame, home in zip(queries, frames, serve(snapshot, queries, frames), strict=True):
+        retrieved = 0
+        for shelf in query.surface.shelves[: query.shelves or None]:
+            if shelf.source == "taste":
+                retrieved += min(shelf.depth, snapshot.manifest.items) if frame == records[query.user_id] else 0
+            elif shelf.source == "popular":
+                rows = snapshot.columns["popular"][snapshot.market_index.get(home.market, -1) + 1]
+                retrieved += min(shelf.depth, int((rows >= 0).sum()))
+            else:
+                retrieved += min(shelf.depth, len(shelf.item_keys[""]))
+        assert sum(home.fates.values()) == retrieved
+        assert home.fates.get(Fate.SHOWN, 0) == sum(len(shelf.rows) for shelf in home.shelves)
+
+
+def test_taste_equals_brute_force(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """With nothing to filter, the taste shelf is the exact inner product's best."""
+    exact = replace(snapshot, retriever=ExactRetriever(np.asarray(snapshot.columns["vector"])))
+    surface = Surface(name="plain", shelves=(spec("taste", "taste", size=20, depth=200),))
+    for user, frame in list(records.items())[:20]:
+        vector = read(snapshot, [frame]).vectors[0]
+        query = HomeQuery(user_id=user, surface=surface, now=NOW, market="GB", allow_explicit=True)
+        (home,) = serve(exact, (query,), [frame])
+        free = allowed_in(snapshot, np.arange(snapshot.manifest.items), "GB")
+        columns = snapshot.columns
+        free &= (columns["available_from"] <= NOW) & (columns["available_until"] > NOW)
+        scores = np.where(free, np.asarray(columns["vector"]) @ vector, -np.inf)
+        assert home.shelves[0].rows.tolist() == np.argsort(-scores, kind="stable")[:20].tolist()
+
+
+def test_played_items_leave_shelves_that_skip_them(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """What stands in the listener's record does not stand on the shelf; without the flag it may."""
+    fresh = Surface(name="fresh", shelves=(spec("fresh", "taste", depth=500, skip_played=True),))
+    known = Surface(name="known", shelves=(spec("known", "taste", depth=500),))
+    repeated = 0
+    for user, frame in list(records.items())[:50]:
+        recent = snapshot.rows_of(read(snapshot, [frame]).recent_keys)
+        queries = tuple(HomeQuery(user_id=user, surface=surface, now=NOW) for surface in (fresh, known))
+        without, with_played = serve(snapshot, queries, [frame, frame])
+        assert not np.isin(without.shelves[0].rows, recent).any()
+        repeated += int(np.isin(with_played.shelves[0].rows, recent).sum())
+    assert repeated > 0
+
+
+def test_a_failing_search_costs_its_shelves_only(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """FAISS raises: lists are served, RETRIEVAL_PARTIAL, coverage says how much is missing."""
+
+    class Broken:
+        def search(self, vectors: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
+            raise RuntimeError(f"{vectors.shape} {k}")
+
+    user, frame = next(iter(records.items()))
+    surface = Surface(name="two", shelves=(spec("taste", "taste"), spec("popular", "popular")))
+    query = HomeQuery(user_id=user, surface=surface, now=NOW)
+    (home,) = serve(replace(snapshot, retriever=Broken()), (query,), [frame])
+    assert [shelf.spec.id for shelf in home.shelves] == ["popular"]
+    assert home.degraded == (Degraded.RETRIEVAL_PARTIAL,)
+    assert home.coverage == 50
+    alone = replace(query, surface=Surface(name="one", shelves=surface.shelves[:1]))
+    (nothing,) = serve(replace(snapshot, retriever=Broken()), (alone,), [frame])
+    assert nothing.degraded == (Degraded.RETRIEVAL_DOWN,)
+
+
+def test_scores_that_are_no_numbers_sink(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """NaN and infinities come after every finite score, and cost no page."""
+    exact = ExactRetriever(np.asarray(snapshot.columns["vector"]))
+
+    class Noisy:
+        def search(self, vectors: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
+            scores, rows = exact.search(vectors, k)
+            scores[:, ::2] = np.nan
+            scores[:, 1] = np.inf
+            return scores, rows
+
+    user, frame = next(iter(records.items()))
+    surface = Surface(name="one", shelves=(spec("taste", "taste", depth=100),))
+    (home,) = serve(replace(snapshot, retriever=Noisy()), (HomeQuery(user_id=user, surface=surface, now=NOW),), [frame])
+    assert np.isfinite(home.shelves[0].scores).all()
+
+
+def test_ties_go_to_the_lower_item_key(snapshot: Snapshot) -> None:
+    """Equal scores order by row, which is the order of item keys."""
+    assert (np.diff(snapshot.columns["item_key"].astype(np.float64)) > 0).all()
+
+    class Equal:
+        def search(self, vectors: NDArray[np.float32], k: int) -> tuple[Scores, Rows]:
+            rows = np.arange(k)[::-1]
+            return np.ones((len(vectors), k), np.float32), np.tile(rows, (len(vectors), 1)).astype(np.int64)
+
+    surface = Surface(name="one", shelves=(spec("taste", "taste", depth=100, size=100, minimum=1),))
+    manifest = snapshot.manifest
+    listeners = replace(
+        read(snapshot, [None]),
+        known=np.array([Known.RECORD], np.uint8),
+        vectors=np.ones((1, manifest.dimension), np.float32),
+    )
+    query = HomeQuery(user_id="u", surface=surface, now=NOW)
+    ((home,), _) = assemble((query,), listeners, replace(snapshot, retriever=Equal()), clock=time.perf_counter)
+    assert (np.diff(home.shelves[0].rows) > 0).all()
+
+
+def test_a_shelf_below_refills_from_its_reserve(snapshot: Snapshot) -> None:
+    """Two shelves over the same list: the second shows what the first left, in the same order."""
+    surface = Surface(name="two", shelves=(spec("a", "popular", size=10), spec("b", "popular", size=10)))
+    (home,) = serve(snapshot, (HomeQuery(user_id="nobody", surface=surface, now=NOW),), [None])
+    single = Surface(name="one", shelves=(spec("a", "popular", size=20),))
+    (long,) = serve(snapshot, (HomeQuery(user_id="nobody", surface=single, now=NOW),), [None])
+    both = [*home.shelves[0].rows.tolist(), *home.shelves[1].rows.tolist()]
+    assert both == long.shelves[0].rows.tolist()
+
+
+def test_a_thin_shelf_gives_its_items_back(snapshot: Snapshot) -> None:
+    """A shelf below its minimum is dropped, its candidates are THIN, and the next shelf may show them."""
+    best = snapshot.columns["item_key"][snapshot.columns["popular"][0][:3]]
+    surface = Surface(
+        name="two",
+        shelves=(
+            spec("thin", "editorial", minimum=4, item_keys={"": best}),
+            spec("popular", "popular", size=5, minimum=1),
+        ),
+    )
+    (home,) = serve(snapshot, (HomeQuery(user_id="nobody", surface=surface, now=NOW, market=""),), [None])
+    assert [shelf.spec.id for shelf in home.shelves] == ["popular"]
+    assert home.fates.get(Fate.DUPLICATE, 0) == 0
+
+
+def test_item_keys_are_what_the_snapshot_knows(snapshot: Snapshot) -> None:
+    """Unknown ids find no row; known keys find their own."""
+    keys = snapshot.columns["item_key"]
+    assert snapshot.rows_of(np.asarray(keys)).tolist() == list(range(len(keys)))
+    assert snapshot.rows_of(item_keys(["no such item"])).tolist() == [-1]
