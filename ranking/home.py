@@ -3,7 +3,6 @@
 A batch of one is served by the same code, and equals its row in any larger batch.
 """
 
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -91,16 +90,16 @@ def _page(
         for line in mine
         if (shown := candidates.fate[line] == Fate.SHOWN).any()
     )
+    met = np.bincount(candidates.fate[mine].ravel(), minlength=len(Fate)).tolist()
     asked = len(_shelves(query))
     lost = int(failed[mine].sum()) + (asked - len(mine) if known in _FAULTS else 0)
-    counts = Counter(candidates.fate[mine].ravel().tolist())
     return Home(
         shelves=shelves,
         market=lines.market[number],
         cold_start=known is Known.STRANGER,
         degraded=tuple(_degraded(query, known, int(failed[mine].sum()), len(mine))),
         coverage=100 * (asked - lost) // asked,
-        fates={Fate(fate): count for fate, count in sorted(counts.items()) if fate != Fate.PADDING},
+        fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},
     )
 
 

@@ -1,6 +1,5 @@
 """The HetRec Last.fm import: the whole data set arrives, oddities of its files included."""
 
-import os
 from pathlib import Path
 
 import polars as pl
@@ -9,17 +8,6 @@ import pytest
 from features.errors import ListeningError
 from features.offline.lastfm import ImportSummary, convert
 from features.offline.listening import ListeningData, open_listening
-
-
-@pytest.fixture(scope="session")
-def hetrec() -> Path:
-    """The folder of the real data set; where it is absent tests skip, on CI they fail."""
-    root = Path(__file__).resolve().parent.parent
-    folder = (root / os.environ.get("MANTEL_DATA", "../shared/data") / "hetrec2011-lastfm-2k").resolve()
-    if not folder.is_dir():
-        told = f"HetRec Last.fm is not at {folder}: set MANTEL_DATA"
-        pytest.fail(told) if os.environ.get("CI") == "true" else pytest.skip(told)
-    return folder
 
 
 @pytest.fixture(scope="module")

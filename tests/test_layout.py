@@ -95,7 +95,8 @@ def test_data_is_frozen_slotted_and_named() -> None:
             if not isinstance(node, ast.ClassDef):
                 continue
             for mark in node.decorator_list:
-                if "dataclass" in ast.unparse(mark) and (name_of(path), node.name) not in allowed:
+                public = not node.name.startswith("_") and (name_of(path), node.name) not in allowed
+                if "dataclass" in ast.unparse(mark) and public:
                     for flag in ("frozen=True", "slots=True", "kw_only=True"):
                         assert flag in ast.unparse(mark), f"{name_of(path)}: {node.name} lacks {flag}"
 

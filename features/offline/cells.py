@@ -28,7 +28,7 @@ Vectors = NDArray[np.float32]
 
 
 def cell_index(vectors: Vectors, cells: int, *, seed: int, progress: Callable[[int, int], None]) -> Any:
-    """A FAISS `IVF{cells},SQ8` index over `vectors` `[item, D]`, searched by inner product."""
+    """A FAISS `IVF{cells},SQfp16` index over `vectors` `[item, D]`, searched by inner product."""
     dimension = vectors.shape[1]
     rng = np.random.default_rng(seed)
     size = min(len(vectors), _TRAINED_ON * cells)
@@ -37,7 +37,7 @@ def cell_index(vectors: Vectors, cells: int, *, seed: int, progress: Callable[[i
     centres = faiss.IndexFlatIP(dimension)
     centres.add(np.zeros((cells, dimension), np.float32))  # in place of training; the real ones come last
     index = faiss.IndexIVFScalarQuantizer(
-        centres, dimension, cells, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, False
+        centres, dimension, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
     )
     index.train(sample)
     total, weight = np.zeros((cells, dimension)), np.zeros(cells)

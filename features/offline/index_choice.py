@@ -93,7 +93,7 @@ def _measured(items: Vectors, queries: Vectors, path: Path, cells: int, settings
         recall = recall_of(items, queries, found, exact[:, -1])
         if recall >= settings.target_recall:
             break
-    factory = f"IVF{cells},SQ8" if cells else "Flat"
+    factory = f"IVF{cells},SQfp16" if cells else "Flat"
     micros = _micros(retriever, queries[:_TIMED], depth)
     return IndexChoice(factory=factory, nprobe=nprobe, depth=depth, recall=recall, micros=micros, found=found)
 

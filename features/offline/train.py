@@ -39,8 +39,8 @@ class TrainSettings:
     """
 
     factors: int = 64
-    regularization: float = 30.0
-    alpha: float = 5.0
+    regularization: float = 100.0
+    alpha: float = 32.0
     iterations: int = 15
     seed: int = 7
 
