@@ -1,7 +1,7 @@
 """A small typed client of the data port, with the published service config.
 
 with HomeClient("127.0.0.1:50051", token=token) as client:
-page = client.get_home("u0000001", market="GB")
+    page = client.get_home("u0000001", market="GB")
 """
 
 import json

@@ -1,9 +1,11 @@
 """AdminService: what runs, what is served, and going to another snapshot or back."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import redis
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,6 +17,7 @@ from features.snapshot import Manifest, read_manifest, verify
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from server.guard import Call
+from server.memory import pss_bytes
 from server.version import VERSION
 
 _DIGEST_PREFIX_MIN = 8
@@ -50,6 +53,7 @@ class AdminService:
             ],
             current_digest="" if pointer is None else pointer.digest,
             store_up=store_up,
+            processes=await asyncio.to_thread(lambda: list(self._processes(store_up=store_up))),
         )
 
     async def list_snapshots(self, _: admin_pb2.ListSnapshotsRequest, call: Call) -> admin_pb2.ListSnapshotsResponse:
@@ -72,6 +76,15 @@ class AdminService:
         """Goes back to the snapshot that was served before."""
         del call
         return admin_pb2.RollbackSnapshotResponse(snapshot=await asyncio.to_thread(self._rollback))
+
+    def _processes(self, *, store_up: bool) -> Iterable[admin_pb2.Process]:
+        """The supervisor, its children, and the store where it runs on this machine."""
+        workers = {beat.pid for beat in self.state.heartbeats()}
+        kinds = {os.getppid(): "supervisor", os.getpid(): "control"} | dict.fromkeys(workers, "worker")
+        if store_up and "path" in self.client.connection_pool.connection_kwargs:  # a socket: the embedded one
+            kinds[int(self.client.info("server")["process_id"])] = "redis"
+        for pid, kind in sorted(kinds.items(), key=itemgetter(1)):
+            yield admin_pb2.Process(kind=kind, pid=pid, pss_bytes=pss_bytes(pid))
 
     def _pointer(self) -> Pointer | None:
         try:

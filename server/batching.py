@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from features.errors import DeadlineExceeded
+from server import cancelling
 
 Query = TypeVar("Query")
 Result = TypeVar("Result")
@@ -78,6 +79,11 @@ class Batcher(Generic[Query, Result]):
     async def _settle(self, batch: list[_Waiting[Query, Result]]) -> None:
         try:
             results = await self._serve([one.query for one in batch])
+        except asyncio.CancelledError as error:
+            if cancelling.asked_for():
+                raise
+            await self._settle_failed(batch, cancelling.stray(error))
+            return
         except Exception as error:  # noqa: BLE001  # handed to whoever waits
             await self._settle_failed(batch, error)
             return
@@ -91,6 +97,7 @@ class Batcher(Generic[Query, Result]):
     async def _settle_failed(self, batch: list[_Waiting[Query, Result]], error: Exception) -> None:
         if len(batch) > 1:
             for one in batch:
-                await self._settle([one])
+                if not one.future.done():
+                    await self._settle([one])
         elif not batch[0].future.done():
             batch[0].future.set_exception(error)

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     *,
     once: Annotated[bool, typer.Option("--once", help="Print one page and exit.")] = False,
-    listener: Annotated[str, typer.Option(help="Whose page to show.")] = "u0000001",
+    listener: Annotated[str, typer.Option(help="Whose page to show. [default: who plays most]")] = "",
     items: Annotated[int, typer.Option(help="Items of the world.")] = 20_000,
     listeners: Annotated[int, typer.Option(help="Listeners of the world.")] = 5_000,
     state: StateOption = None,
@@ -41,14 +41,16 @@ def demo(
     settings = load_settings(state=state)
     tables = settings.state / "demo" / "world"
     _prepare_demo(settings, tables, items=items, listeners=listeners)
+    listener = listener or _keenest(tables)
     ports = {"port": "0", "control-port": "0", "metrics-port": "0"} if once else {}
     state_ = State(settings.state)
     with launch.running(state_, ports, log=settings.state / "demo" / "serve.log") as endpoints:
         with calling.home(state_, endpoints.target, None) as client:
             calling.timed(lambda: client.get_home(listener))  # the first call opens the connection
             home, seconds = calling.timed(lambda: client.get_home(listener))
+        shown = [item.item_id for shelf in home.shelves for item in shelf.items]
         face.console().print(face.favourites(listener, _favourites(tables, listener)))
-        face.console().print(face.page(listener, home, seconds))
+        face.console().print(face.page(listener, home, seconds, _genres(tables, shown)))
         if not once:
             face.console().print(face.how_to_call(endpoints, settings.state, listener))
             launch.until_interrupted()
@@ -68,13 +70,13 @@ def world(
     Example: mantel world --out W --items 100000 --listeners 20000
     """
     from features.offline.world import WorldSettings, generate
-    from server import face
+    from server import face, reports
 
     settings = WorldSettings(seed=seed, items=items, listeners=listeners, listens_per_listener=listens)
-    console, started = face.console(), time.perf_counter()
+    started = time.perf_counter()
     with face.progress(quiet=quiet) as tell:
         summary = generate(out, settings=settings, progress=tell)
-    console.print(f"{summary} in {time.perf_counter() - started:.1f} s -> {out}")
+    reports.tables(out, summary, time.perf_counter() - started)
 
 
 @imports.command("lastfm")
@@ -88,10 +90,11 @@ def import_lastfm(
     Example: mantel import lastfm hetrec2011-lastfm-2k --out W
     """
     from features.offline.lastfm import convert
-    from server import face
+    from server import reports
 
+    started = time.perf_counter()
     summary = convert(source, out)
-    face.console().print(f"{summary} -> {out}")
+    reports.tables(out, summary, time.perf_counter() - started)
 
 
 def build(
@@ -216,6 +219,14 @@ def _prepare_demo(settings: Settings, tables: Path, *, items: int, listeners: in
     made.write_text(wanted)
 
 
+def _keenest(tables: Path) -> str:
+    """The listener with the most listens."""
+    import polars as pl
+
+    listens = pl.scan_parquet(tables / "listens").group_by("user_id").len()
+    return str(listens.sort("len", "user_id", descending=[True, False]).limit(1).collect()["user_id"][0])
+
+
 def _favourites(tables: Path, listener: str, most: int = 12) -> list[tuple[str, str, str, int]]:
     """What a listener plays most: title, subtitle, genres, plays."""
     import polars as pl
@@ -225,6 +236,15 @@ def _favourites(tables: Path, listener: str, most: int = 12) -> list[tuple[str, 
     top = listens.sort("plays", "item_id", descending=[True, False]).limit(most)
     found = top.join(items, on="item_id", how="inner", maintain_order="left").collect()
     return [(row["title"], row["subtitle"], ", ".join(row["genres"]), row["plays"]) for row in found.to_dicts()]
+
+
+def _genres(tables: Path, item_ids: Sequence[str]) -> dict[str, str]:
+    """Items' genres, for the demo's cards: so anyone can see that the picks are right."""
+    import polars as pl
+
+    items = pl.scan_parquet(tables / "items.parquet").filter(pl.col("item_id").is_in(item_ids))
+    found = items.select("item_id", pl.col("genres").list.join(", ")).collect()
+    return dict(found.iter_rows())
 
 
 def _serve_unplayed(

@@ -19,9 +19,9 @@ from features.errors import (
 
 DOMAIN: Final = "mantel"
 INTERNAL_TEXT: Final = "internal error"
+MAX_VIOLATIONS: Final = 16  # a client refuses trailers of more than 8 kB, and would see another status than ours
 
 _CODES: Final[tuple[tuple[type[MantelError], int], ...]] = (
-    (InvalidInput, code_pb2.INVALID_ARGUMENT),
     (Unauthenticated, code_pb2.UNAUTHENTICATED),
     (PermissionRefused, code_pb2.PERMISSION_DENIED),
     (NotFound, code_pb2.NOT_FOUND),
@@ -39,12 +39,11 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """The status of an error: its own code where it is of our tree, else INTERNAL with a fixed text and the id."""
     if isinstance(error, Unimplemented):
         return _status(code_pb2.UNIMPLEMENTED, "not served by this version", "UNIMPLEMENTED", request_id)
+    if isinstance(error, InvalidInput):
+        return _bad_request(error, request_id)
     for kind, code in _CODES:
         if isinstance(error, kind):
-            status = _status(code, str(error), kind.__name__, request_id)
-            if isinstance(error, InvalidInput):
-                status.details.append(_violations(error))
-            return status
+            return _status(code, str(error), kind.__name__, request_id)
     return _status(code_pb2.INTERNAL, f"{INTERNAL_TEXT} {request_id}", "INTERNAL", request_id)
 
 
@@ -59,15 +58,19 @@ def _status(code: int, message: str, reason: str, request_id: str) -> status_pb2
     return status_pb2.Status(code=code, message=message, details=[detail])
 
 
-def _violations(error: InvalidInput) -> any_pb2.Any:
-    detail = any_pb2.Any()
+def _bad_request(error: InvalidInput, request_id: str) -> status_pb2.Status:
+    told, more = error.violations[:MAX_VIOLATIONS], len(error.violations) - MAX_VIOLATIONS
+    sentences = [f"{field}: {what}" if field else what for field, what in told]
+    if more > 0:
+        sentences.append(f"and {more} more")
+    status = _status(code_pb2.INVALID_ARGUMENT, "; ".join(sentences), InvalidInput.__name__, request_id)
     violation = error_details_pb2.BadRequest.FieldViolation
-    detail.Pack(
+    status.details.add().Pack(
         error_details_pb2.BadRequest(
-            field_violations=[violation(field=field, description=what) for field, what in error.violations]
+            field_violations=[violation(field=field, description=what) for field, what in told]
         )
     )
-    return detail
+    return status
 
 
 def _upper_snake(name: str) -> str:

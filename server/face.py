@@ -1,7 +1,7 @@
 """How Mantel looks in a terminal: pages as shelves of cards, tables, and progress."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ _REASONS = {
 }
 
 
-def page(user_id: str, home: home_pb2.GetHomeResponse, seconds: float) -> RenderableType:
-    """A page as a listener would see it; below it, how it was made."""
+def page(
+    user_id: str, home: home_pb2.GetHomeResponse, seconds: float, captions: Mapping[str, str] | None = None
+) -> RenderableType:
+    """A page as a listener would see it; below it, how it was made. `captions` are third lines by item id."""
     parts: list[RenderableType] = []
     for shelf in home.shelves:
         heading = Text.assemble((shelf.title, "bold"), ("  " + reason(shelf.reason), "dim italic"))
-        parts += [Text(), heading, Columns([_card(item) for item in shelf.items], padding=(0, 1))]
+        parts += [Text(), heading, Columns([_card(item, captions) for item in shelf.items], padding=(0, 1))]
     if not home.shelves:
         parts.append(Text("an empty page", "yellow"))
     made = [f"{user_id}", f"{seconds * 1000:.1f} ms", f"snapshot {home.snapshot_version[:12]}", f"id {home.request_id}"]
@@ -124,7 +126,10 @@ def _finish(bars: Progress, tasks: dict[str, Any]) -> None:
         bars.update(last.id, completed=total, total=total)
 
 
-def _card(item: home_pb2.Item) -> Panel:
-    title = Text(item.title, "bold", no_wrap=True, overflow="ellipsis")
-    subtitle = Text(item.subtitle, "dim", no_wrap=True, overflow="ellipsis")
-    return Panel(Group(title, subtitle), width=CARD_WIDTH, padding=(0, 1))
+def _card(item: home_pb2.Item, captions: Mapping[str, str] | None) -> Panel:
+    lines = [Text(item.title, "bold"), Text(item.subtitle, "dim")]
+    if captions is not None:
+        lines.append(Text(captions.get(item.item_id, ""), "italic"))
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return Panel(Group(*lines), width=CARD_WIDTH, padding=(0, 1))

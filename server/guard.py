@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
 from features.errors import DeadlineExceeded, InvalidInput, MantelError, PermissionRefused
+from server import cancelling
 from server.errors import Unimplemented, code_of, to_status
 from server.identity import Identities, Principal, Role
 from server.metrics import Metrics
@@ -81,11 +82,10 @@ class Guard:
             try:
                 response = await self._answer(raw, context, kind, role, method, request_id)
             except asyncio.CancelledError as error:
-                if _client_left():
+                if cancelling.asked_for():
                     self.metrics.handled(service, name, "CANCELLED", time.perf_counter() - started)
                     raise
-                failure: Exception = RuntimeError("a cancellation that the client did not ask for")
-                failure.__cause__ = error
+                failure = cancelling.stray(error)
             except Exception as error:  # noqa: BLE001  # this is where every error ends
                 failure = error
             else:
@@ -113,9 +113,11 @@ class Guard:
         given = self.default_deadline_s if remaining is None else remaining
         call = Call(principal=principal, request_id=request_id, deadline=time.monotonic() + given)
         try:
-            async with asyncio.timeout(given):
+            async with asyncio.timeout(given) as limit:
                 response = await method(request, call)
         except TimeoutError as error:
+            if not limit.expired():
+                raise  # the method's own: a fault, not the caller's deadline
             raise DeadlineExceeded("the deadline passed before an answer was there") from error
         return response if isinstance(response, bytes) else response.SerializeToString()
 
@@ -135,9 +137,3 @@ def _known_bytes(message: Message) -> int:
     known.CopyFrom(message)
     known.DiscardUnknownFields()
     return known.ByteSize()
-
-
-def _client_left() -> bool:
-    """Whether this very call was cancelled, by the client or by shutdown, and not something it waited for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

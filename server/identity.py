@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from features.errors import InvalidInput, NotFound, Unauthenticated
 from features.state import State, write_whole
@@ -99,14 +99,25 @@ def development_token(state: State) -> str:
 
 
 def read_principals(state: State) -> tuple[Principal, ...]:
-    """The principals in the state directory's file; none where there is no file."""
+    """The principals in the state directory's file; none where there is no file.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
     if not state.tokens.exists():
         return ()
     try:
         entries = json.loads(state.tokens.read_bytes())
-        return tuple(Principal(**{**entry, "roles": tuple(map(Role, entry["roles"]))}) for entry in entries)
-    except (ValueError, TypeError, KeyError) as error:
+        return tuple(map(_principal, entries))
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidInput((str(state.tokens), f"cannot be read: {error}")) from error
+
+
+def _principal(entry: Mapping[str, Any]) -> Principal:
+    one = Principal(**{**entry, "roles": tuple(map(Role, entry["roles"]))})
+    if len(bytes.fromhex(one.token_sha256)) not in {0, hashlib.sha256().digest_size}:
+        raise ValueError("a token_sha256 is no SHA-256")
+    return one
 
 
 def add_principal(state: State, name: str, roles: Iterable[Role], *, certificate: str = "") -> str:
@@ -119,6 +130,8 @@ def add_principal(state: State, name: str, roles: Iterable[Role], *, certificate
         principals = read_principals(state)
         if any(one.name == name for one in principals):
             raise InvalidInput(("name", f"{name} is there already; remove it first"))
+        if certificate and any(one.certificate == certificate for one in principals):
+            raise InvalidInput(("certificate", f"{certificate} identifies another principal already"))
         _write(state, (*principals, principal))
     return token
 

@@ -16,6 +16,7 @@ from server.guard import Call
 def configure(process: str) -> None:
     """Sends this process' logs, also those of libraries, to standard error as JSON."""
     shared: list[structlog.typing.Processor] = [
+        lambda _logger, _method, event: {**event, "process": process},
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso"),
@@ -37,7 +38,6 @@ def configure(process: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
 
 
 class RequestLog:

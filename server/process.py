@@ -56,18 +56,17 @@ def _on_signals() -> asyncio.Event:
     return stop
 
 
-def _die_with_parent() -> None:
+def _die_with(supervisor: int) -> None:
     """Has the kernel end this process when its supervisor dies, even if killed."""
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent or parent == 1:
-        sys.exit(0)
+    if os.getppid() != supervisor:
+        sys.exit(0)  # it died before
 
 
 def main(kind: str) -> None:
     """Runs one child to its end."""
-    _die_with_parent()
     task = Task.from_bytes(sys.stdin.buffer.read())
+    _die_with(task.supervisor)
     logs.configure(kind)
     uvloop.run({"worker": _run_worker, "control": _run_control}[kind](task))
 

@@ -1,7 +1,9 @@
 """What commands report: as tables for people, as JSON for programs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -9,6 +11,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.admin.v1 import admin_pb2
 from server.face import console, table
+from server.memory import peak_bytes, readable
+
+
+def tables(folder: Path, summary: Any, seconds: float) -> None:
+    """What `mantel world` or an import wrote, and the rows that it left out."""
+    out = console()
+    counts = f"{summary.items:,} items, {summary.listeners:,} listeners, {summary.listens:,} listens"
+    out.print(f"{counts} in {seconds:.1f} s, peak memory {readable(peak_bytes())} -> {folder}")
+    if hasattr(summary, "report"):
+        _rejected(summary.report.rows())
 
 
 def build(report: Any, *, as_json: bool) -> None:
@@ -30,10 +42,9 @@ def build(report: Any, *, as_json: bool) -> None:
         *((name, f"{value:.4g}") for name, value in report.figures.items()),
         *((f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in report.seconds.items()),
     ]
+    rows.append(("peak memory", readable(peak_bytes())))
     out.print(table("built", ("", "value"), rows))
-    if report.rejections:
-        rejected = [(name, why, f"{count:,}", ", ".join(some)) for name, why, count, some in report.rejections]
-        out.print(table("rejected rows", ("table", "reason", "rows", "for example"), rejected))
+    _rejected(report.rejections)
 
 
 def evaluation(found: Any, *, as_json: bool) -> None:
@@ -75,6 +86,7 @@ def publish(report: Any, *, as_json: bool) -> None:
         out.print(f"{record:,.0f} bytes a record, {each:,.0f} bytes of Redis a listener")
     else:
         out.print("every listener of this space was there already")
+    out.print(f"peak memory {readable(peak_bytes())}, Redis {readable(report.redis_bytes)}")
     for digest in report.collected:
         out.print(f"removed {digest[:12]}, which nobody serves")
 
@@ -114,7 +126,16 @@ def status(response: admin_pb2.GetStatusResponse, *, as_json: bool) -> None:
         for one in response.workers
     ]
     console().print(table(title, ("worker", "snapshot", "since", "refused"), rows))
+    sizes = [(one.kind, one.pid, readable(one.pss_bytes)) for one in response.processes]
+    total = ("all", "", readable(sum(one.pss_bytes for one in response.processes)))
+    console().print(table("memory (proportional set size)", ("process", "pid", "memory"), [*sizes, total]))
 
 
 def _when(time: Timestamp) -> str:
     return time.ToDatetime().isoformat(" ", "seconds")
+
+
+def _rejected(rows: Sequence[tuple[str, str, int, tuple[str, ...]]]) -> None:
+    if rows:
+        shown = [(name, why, f"{count:,}", ", ".join(some)) for name, why, count, some in rows]
+        console().print(table("rejected rows", ("table", "reason", "rows", "for example"), shown))

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, FilePath, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,7 +20,7 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 class Settings(BaseSettings):
     """What a process runs with. Every field is also `MANTEL_<FIELD>`, and a key of the TOML file."""
 
-    model_config = SettingsConfigDict(env_prefix="MANTEL_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="MANTEL_", frozen=True, extra="forbid", allow_inf_nan=False)
 
     state: Path = Field(default=Path(".mantel"), description="directory of all state")
     redis: str = Field(default="", description="URL of a Redis; empty: the embedded one")
@@ -39,9 +39,11 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=0.3, ge=0, description="seconds between NOT_SERVING and closing the port")
     grace_s: float = Field(default=5.0, ge=0, description="seconds that calls in flight may take at the end")
     reflection: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on loopback only")
-    tls_cert: Path | None = Field(default=None, description="certificate chain, PEM")
-    tls_key: Path | None = Field(default=None, description="private key, PEM")
-    tls_client_ca: Path | None = Field(default=None, description="CA of client certificates; set: they are required")
+    tls_cert: FilePath | None = Field(default=None, description="certificate chain, PEM")
+    tls_key: FilePath | None = Field(default=None, description="private key, PEM")
+    tls_client_ca: FilePath | None = Field(
+        default=None, description="CA of client certificates; set: they are required"
+    )
     insecure: bool = Field(default=False, description="allow other addresses than loopback without TLS")
     log_sample: float = Field(default=0.01, ge=0, le=1, description="share of requests that are logged")
 
@@ -56,9 +58,14 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, then the file that MANTEL_CONFIG names."""
         file = os.environ.get("MANTEL_CONFIG")
-        if file is None:
+        if not file:
             return init_settings, env_settings
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+        if not Path(file).is_file():  # pydantic passes over a file that is not there
+            raise InvalidInput(("MANTEL_CONFIG", f"no file {file}"))
+        try:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+        except (OSError, ValueError) as error:
+            raise InvalidInput((file, f"is no readable TOML: {error}")) from error
 
     @property
     def on_loopback(self) -> bool:

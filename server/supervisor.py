@@ -37,11 +37,12 @@ class Task:
     redis_url: str
     port: int
     shared_port: bool = False
+    supervisor: int = field(default_factory=os.getpid)
 
     def to_bytes(self) -> bytes:
         """The task as JSON."""
-        told = {"settings": self.settings.model_dump(mode="json"), "redis_url": self.redis_url}
-        return json.dumps({**told, "port": self.port, "shared_port": self.shared_port}).encode()
+        told = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(told | {"settings": self.settings.model_dump(mode="json")}).encode()
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> "Task":
@@ -75,7 +76,7 @@ def supervise(settings: Settings, *, redis_url: str, announced: Callable[[Endpoi
             stack.enter_context(_reserved(settings.host, port, name))
             for port, name in ((settings.port, "--port"), (settings.control_port, "--control-port"))
         ]
-        metrics_port = stack.enter_context(_probed(settings.host, settings.metrics_port, "--metrics-port"))
+        metrics_port = stack.enter_context(_held(settings.host, settings.metrics_port, "--metrics-port"))
         settings = settings.model_copy(update={"metrics_port": metrics_port})
         shutil.rmtree(state.metrics, ignore_errors=True)
         state.metrics.mkdir(parents=True)
@@ -83,14 +84,15 @@ def supervise(settings: Settings, *, redis_url: str, announced: Callable[[Endpoi
         control = Task(settings=settings, redis_url=redis_url, port=ports[1], shared_port=True)
         children = [_Child(kind="control", task=control)]
         children += [_Child(kind="worker", task=worker) for _ in range(settings.workers)]
-        where = [f"{settings.host}:{port}" for port in (*ports, metrics_port)]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        where = [f"{host}:{port}" for port in (*ports, metrics_port)]
         endpoints = Endpoints(pid=os.getpid(), target=where[0], control=where[1], metrics=where[2])
         state.announce(endpoints)
         stack.callback(state.withdraw)
         with _signals() as stopping:
             announced(endpoints)
             _keep_alive(children, stopping)
-        _stop(children, settings.drain_s + settings.grace_s + KILL_AFTER_S)
+            _stop(children, settings.drain_s + settings.grace_s + KILL_AFTER_S)
 
 
 def _keep_alive(children: list[_Child], stopping: Callable[[float], bool]) -> None:
@@ -119,8 +121,8 @@ def _start(child: _Child, now: float) -> None:
         },
     )
     assert child.process.stdin is not None
-    child.process.stdin.write(child.task.to_bytes())
-    child.process.stdin.close()
+    with suppress(BrokenPipeError), child.process.stdin as told:  # it died already: seen at the next look
+        told.write(child.task.to_bytes())
     child.started_at = now
 
 
@@ -181,23 +183,24 @@ def _signals() -> Iterator[Callable[[float], bool]]:
 @contextmanager
 def _reserved(host: str, port: int, flag: str) -> Iterator[int]:
     """A port that is free now, kept by a bound socket that never listens, for processes that share it."""
-    with _probed(host, port, flag) as number, socket.socket(_family(host)) as holder:
+    with _held(host, port, flag) as number:
+        pass  # nobody listens on it: sharing would succeed silently
+    with socket.socket(_family(host)) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind((host, number))
         yield number
 
 
 @contextmanager
-def _probed(host: str, port: int, flag: str) -> Iterator[int]:
-    """A port's number, after seeing that nobody listens on it: sharing would succeed silently."""
-    with socket.socket(_family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _held(host: str, port: int, flag: str) -> Iterator[int]:
+    """A port that is free now, kept by a bound socket that never listens, for one process at a time."""
+    with socket.socket(_family(host)) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            holder.bind((host, port))
         except OSError as error:
             raise WrongState(f"port {port} of {host} is taken; choose another with {flag}") from error
-        number = int(probe.getsockname()[1])
-    yield number
+        yield int(holder.getsockname()[1])
 
 
 def _family(host: str) -> socket.AddressFamily:

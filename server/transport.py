@@ -1,7 +1,8 @@
 """The transport: grpc.aio with health, reflection, limits and TLS. It owns the waiting; methods own everything else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import grpc
@@ -21,15 +22,17 @@ Table = Mapping[ServiceDescriptor, Mapping[str, tuple[Role, Method | None]]]  # 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transport:
-    """A bound server."""
+    """A server with its port."""
 
     server: grpc.aio.Server
     health: health.aio.HealthServicer
     services: tuple[str, ...]
     port: int
+    listen: Callable[[], object]
 
     async def start(self, *, serving: bool) -> None:
         """Accepts calls; health says whether they can be answered yet."""
+        self.listen()
         await self.set_serving(serving=serving)
         await self.server.start()
 
@@ -49,7 +52,10 @@ class Transport:
 
 
 def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_port: bool) -> Transport:
-    """A server for the table's methods, bound to a port; `shared_port` where other processes listen on it too.
+    """A server for the table's methods, bound to a port.
+
+    `shared_port` where other processes listen on it too: then it is bound at the start only, since the kernel would
+    hand it connections at once.
 
     Raises:
         RuntimeError: the port cannot be bound.
@@ -62,7 +68,10 @@ def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_po
     services = tuple(service.full_name for service in table)
     if settings.reflects:
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return Transport(server=server, health=checks, services=services, port=_listen(server, settings, port))
+    listen = partial(_listen, server, settings, port)
+    if not shared_port:
+        port, listen = listen(), lambda: port
+    return Transport(server=server, health=checks, services=services, port=port, listen=listen)
 
 
 def _options(*, shared_port: bool) -> list[tuple[str, int]]:

@@ -57,6 +57,7 @@ class PublishReport:
     load_s: float
     record_bytes: int  # payload of what was loaded
     memory_bytes: int  # by which Redis grew while loading
+    redis_bytes: int  # what Redis holds of the system's memory
     collected: tuple[str, ...]  # digests of snapshots that were removed
 
 
@@ -96,6 +97,7 @@ def publish(
         load_s=load_s,
         record_bytes=record_bytes,
         memory_bytes=memory,
+        redis_bytes=int(client.info("memory")["used_memory_rss"]),
         collected=collected,
     )
 

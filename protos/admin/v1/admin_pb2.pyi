@@ -110,6 +110,36 @@ class Worker(_message.Message):
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
+class Process(_message.Message):
+    """A process of the server, or its embedded store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    PSS_BYTES_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """What it is: "supervisor", "worker", "control" or "redis"."""
+    pid: _builtins.int
+    """Its process id."""
+    pss_bytes: _builtins.int
+    """Its proportional set size: memory that processes share is counted once over all of them."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        pss_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "pid", b"pid", "pss_bytes", b"pss_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Process: _TypeAlias = Process  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     """Asks for the status."""
 
@@ -136,6 +166,7 @@ class GetStatusResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     CURRENT_DIGEST_FIELD_NUMBER: _builtins.int
     STORE_UP_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The version of the program."""
     current_digest: _builtins.str
@@ -146,6 +177,10 @@ class GetStatusResponse(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
         """The workers."""
 
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Process]:
+        """The processes on this machine."""
+
     def __init__(
         self,
         *,
@@ -153,10 +188,11 @@ class GetStatusResponse(_message.Message):
         workers: _abc.Iterable[Global___Worker] | None = ...,
         current_digest: _builtins.str = ...,
         store_up: _builtins.bool = ...,
+        processes: _abc.Iterable[Global___Process] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_digest", b"current_digest", "store_up", b"store_up", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_digest", b"current_digest", "processes", b"processes", "store_up", b"store_up", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,41 @@
+"""How much memory processes use: proportional set size, so that what they share is counted once."""
+
+import resource
+from pathlib import Path
+from typing import Final
+
+_PROC: Final = Path("/proc")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process and its ended children have held at once, each at most."""
+    return 1024 * max(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    )
+
+
+def pss_bytes(pid: int) -> int:
+    """A process' proportional set size; 0 where it is gone or belongs to another user."""
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def children_of(pid: int) -> list[int]:
+    """The process ids of a process' children, ascending."""
+    found = []
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # gone meanwhile
+        if parent == pid:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def readable(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
