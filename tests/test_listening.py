@@ -35,14 +35,14 @@ BAD: dict[tuple[str, str], dict[str, str]] = {
     | dict.fromkeys(["-1", "nan", "inf"], "is negative or not finite"),
     ("items", "released"): {"1997-13-01": "is not of type Date"},
     ("items", "explicit"): {"perhaps": "is not of type Boolean"},
-    ("items", "markets"): {"GB|is": "are not like GB, DE"},
+    ("items", "markets"): {"GB|is": "are not all ISO 3166-1 alpha-2", "GB|XX": "are not all ISO 3166-1 alpha-2"},
     ("items", "available_from"): dict.fromkeys(["soon", "177786372100000000"], "is not of type Datetime"),
     ("items", "available_until"): {"2026-05-04T03:02:01Z": "is not after available_from"},
     ("listens", "user_id"): {"u:1": "is not 1-128", "": "is missing"},
     ("listens", "plays"): dict.fromkeys(["abc", "1.5", "9" * 20], "is not of type Int64")
     | dict.fromkeys(["0", "-3", "2147483648"], "is not 1 to 2147483647"),
     ("listens", "last_played_at"): dict.fromkeys(["1989-12-31", "2101-01-01"], "is not in 1990 to 2100"),
-    ("listeners", "market"): {"Iceland": "is not like GB"},
+    ("listeners", "market"): {"Iceland": "is not ISO 3166-1 alpha-2", "UK": "is not ISO 3166-1 alpha-2"},
     ("listeners", "created_at"): {"once": "is not of type Datetime"},
     ("listeners", "allow_explicit"): {"2": "is not of type Boolean"},
 }

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from features.errors import ListeningError
-from features.offline import world
+from features.offline import world_items, world_listening
 from features.offline.listening import open_listening
 from features.offline.world import WorldSettings, WorldSummary, generate
 
@@ -68,8 +68,8 @@ def test_more_listeners_leave_the_items_as_they_are(tmp_path: Path) -> None:
 
 def test_chunks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With chunks of 100 items and 50 listeners the world has the same counts and no id twice."""
-    monkeypatch.setattr(world, "CHUNK_ITEMS", 100)
-    monkeypatch.setattr(world, "CHUNK_LISTENERS", 50)
+    monkeypatch.setattr(world_items, "CHUNK_ITEMS", 100)
+    monkeypatch.setattr(world_listening, "CHUNK_LISTENERS", 50)
     made = World(tmp_path / "W", SMALL)
     assert (made.items.height, made.listeners.height, made.tastes.height) == (600, 300, 300)
     assert len(list((made.folder / "listens").iterdir())) == 6

@@ -20,6 +20,7 @@ from pandera.errors import SchemaErrors
 from pyarrow import csv, parquet
 
 from features.errors import ListeningError
+from features.markets import ISO_3166
 
 KINDS = ("track", "album", "artist", "playlist", "podcast", "episode", "audiobook")
 TEXT, TEXTS, TIME = pl.String(), pl.List(pl.String()), pl.Datetime("us", "UTC")
@@ -74,7 +75,7 @@ COLUMNS: Mapping[str, Mapping[str, Column]] = {
 ITEMS_SCHEMA, LISTENS_SCHEMA, LISTENERS_SCHEMA = (
     pl.Schema({name: column.dtype for name, column in columns.items()}) for columns in COLUMNS.values()
 )
-# What must hold where a column has a value. Of markets only the shape: a code of no country matches no listener.
+# What must hold where a column has a value.
 RULES: Mapping[str, tuple[pl.Expr, str]] = {
     "user_id": (pl.col("user_id").str.contains("^[A-Za-z0-9_.-]{1,128}$"), "is not 1-128 of A-Z a-z 0-9 _ . -"),
     "item_id": (pl.col("item_id").str.contains("^[A-Za-z0-9_.:-]{1,128}$"), "is not 1-128 of A-Z a-z 0-9 _ . : -"),
@@ -82,8 +83,8 @@ RULES: Mapping[str, tuple[pl.Expr, str]] = {
     "plays": (pl.col("plays").is_between(1, 2**31 - 1), "is not 1 to 2147483647"),
     "popularity": (pl.col("popularity").is_between(0, 1e300), "is negative or not finite"),
     "last_played_at": (pl.col("last_played_at").dt.year().is_between(1990, 2100), "is not in 1990 to 2100"),
-    "markets": (pl.col("markets").list.join("|").str.contains(r"^([A-Z]{2}(\|[A-Z]{2})*)?$"), "are not like GB, DE"),
-    "market": (pl.col("market").str.contains("^([A-Z]{2})?$"), "is not like GB"),
+    "markets": (pl.col("markets").list.eval(pl.element().is_in(ISO_3166)).list.all(), "are not all ISO 3166-1 alpha-2"),
+    "market": (pl.col("market").is_in({"", *ISO_3166}), "is not ISO 3166-1 alpha-2"),
     "available_until": (pl.col("available_until") > pl.col("available_from"), "is not after available_from"),
 }
 
