@@ -1,7 +1,8 @@
 """A Redis of our own for machines without one: a real server on a socket in the state directory.
 
 The first command that needs it starts it, later ones attach, the last one out shuts it down and so leaves a clean
-append-only file. Attached processes hold a shared lock, which the system frees even if they are killed.
+append-only file. Attached processes hold a shared lock, which the system frees even if they are killed; the server
+holds another, so that two never write to the same files.
 """
 
 import fcntl
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -37,17 +39,16 @@ def attached(state: State) -> Iterator[str]:
     state.redis.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket = _socket(state)
     with (state.redis / "users.lock").open("w") as users:
-        with _gate(state):
-            fcntl.flock(users, fcntl.LOCK_SH)
-            if not _answers(socket):
-                _start(state, socket)
         try:
-            yield f"unix://{socket}"
+            with _gate(state):
+                fcntl.flock(users, fcntl.LOCK_SH)
+                _start(state, socket)
+            yield f"unix://{quote(str(socket))}"
         finally:
             with _gate(state):
                 fcntl.flock(users, fcntl.LOCK_UN)
-                if _last(users.fileno()):
-                    _stop(socket)
+                if _locks(users.fileno()):
+                    _stop(state, socket)
 
 
 @contextmanager
@@ -57,29 +58,44 @@ def _gate(state: State) -> Iterator[None]:
         yield
 
 
-def _last(users: int) -> bool:
+def _locks(file: int) -> bool:
+    """Locks a file, unless somebody else holds a lock on it."""
     try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _start(state: State, socket: Path) -> None:
-    """Starts the server as nobody's child, so that it may outlive this process, and waits until it answers."""
+    """Starts the server, unless one runs, and waits until it answers."""
     log = state.redis / "redis.log"
-    started = subprocess.run(
-        ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *_command(state, socket)],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        check=True,
-    )
-    pid, deadline = int(started.stdout), time.monotonic() + START_S
+    pid, deadline = 0, time.monotonic() + START_S
     while not _answers(socket):
-        if not _alive(pid) or time.monotonic() > deadline:
-            tail = log.read_text(errors="replace").splitlines()[-3:]
+        pid = pid or _spawn(state, socket, log)
+        if (pid and not _alive(pid)) or time.monotonic() > deadline:
+            tail = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
             raise Unavailable(f"the embedded Redis does not start; {log} ends with: {' / '.join(tail)}")
         time.sleep(0.01)
+
+
+def _spawn(state: State, socket: Path, log: Path) -> int:
+    """Starts the server as nobody's child, so that it may outlive this process; answers its pid.
+
+    It inherits a lock and so holds it for as long as it lives. Where another holds it, a server is loading or too busy
+    to answer: then the answer is 0.
+    """
+    with (state.redis / "server.lock").open("w") as lock:
+        if not _locks(lock.fileno()):
+            return 0
+        started = subprocess.run(
+            ["/bin/sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(log), *_command(state, socket)],
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=(lock.fileno(),),
+            check=True,
+        )
+    return int(started.stdout)
 
 
 def _command(state: State, socket: Path) -> list[str]:
@@ -112,13 +128,18 @@ def _binary() -> str:
     )
 
 
-def _stop(socket: Path) -> None:
-    with suppress(redis.RedisError), _client(socket) as client:
-        pid = int(client.info("server")["process_id"])
-        client.shutdown(nosave=True)  # the append-only file is flushed either way
-        deadline = time.monotonic() + START_S
-        while _alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+def _stop(state: State, socket: Path) -> None:
+    """Shuts the server down, were it still starting, and waits until it has let go of its files."""
+    deadline = time.monotonic() + START_S
+    while _runs(state) and time.monotonic() < deadline:
+        with suppress(redis.RedisError), _client(socket) as client:
+            client.shutdown(nosave=True)  # the append-only file is flushed either way
+        time.sleep(0.01)
+
+
+def _runs(state: State) -> bool:
+    with (state.redis / "server.lock").open("w") as lock:
+        return not _locks(lock.fileno())
 
 
 def _alive(pid: int) -> bool:

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from features.errors import InvalidInput, NotFound, SnapshotRefused, Unavailable, WrongState
 from features.keys import Keys
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
-from features.snapshot import Manifest, read_manifest, verify
+from features.snapshot import Manifest, load, read_manifest
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from server.guard import Call
@@ -118,8 +118,10 @@ class AdminService:
         if len(prefix) < _DIGEST_PREFIX_MIN or not prefix.isalnum():
             raise InvalidInput(("digest", f"must be at least {_DIGEST_PREFIX_MIN} hex digits"))
         found = list(self.state.snapshots.glob(f"{prefix}*"))
-        if len(found) != 1:
-            raise NotFound(f"{len(found)} published snapshots have a digest that begins so")
+        if not found:
+            raise NotFound("no published snapshot has a digest that begins so")
+        if len(found) > 1:
+            raise InvalidInput(("digest", f"{len(found)} published snapshots begin so; give more of it"))
         return self._serve(found[0].name, back=False)
 
     def _rollback(self) -> admin_pb2.Snapshot:
@@ -131,17 +133,17 @@ class AdminService:
     def _serve(self, digest: str, *, back: bool) -> admin_pb2.Snapshot:
         folder = self.state.snapshots / digest
         try:
-            manifest, found = verify(folder)
+            snapshot = load(folder)
         except SnapshotRefused as error:
-            raise WrongState("the snapshot does not verify") from error
-        if found != digest:
-            raise WrongState("the snapshot does not verify")
-        served = Served(digest=digest, space_id=manifest.space_id)
+            raise WrongState(f"snapshot {digest[:12]} was removed or does not verify") from error
+        if snapshot.digest != digest:
+            raise WrongState(f"snapshot {digest[:12]} does not verify")
+        served = Served(digest=digest, space_id=snapshot.manifest.space_id)
         try:
             pointer = flip_pointer(self.client, self.keys, served, now=time.time(), back=back)
         except redis.RedisError as error:
             raise Unavailable("the store cannot be reached") from error
-        return self._snapshot(manifest, digest, folder.stat().st_mtime, pointer)
+        return self._snapshot(snapshot.manifest, digest, folder.stat().st_mtime, pointer)
 
 
 def _timestamp(seconds: float) -> Timestamp:

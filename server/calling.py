@@ -48,7 +48,7 @@ def said(call: Callable[[], Answer]) -> Answer:
         return call()
     except grpc.RpcError as error:
         code, details = error.code(), error.details()
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():  # a server's own word carries some
             raise Unavailable(f"no server answers ({details}); start one with: mantel serve") from error
         raise MantelError(f"{code.name}: {details}") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -203,7 +204,11 @@ def remove_token(name: str, *, state: StateOption = None) -> None:
 
 
 def main() -> None:
-    """Runs a command; an error of the tree becomes one line and exit code 1 (2 for bad input)."""
+    """Runs a command; an error of the tree becomes one line and exit code 1 (2 for bad input).
+
+    SIGTERM ends it as Ctrl-C does, so that it leaves no Redis behind.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: two BLAS pools on two cores only hinder
     try:
         app()

@@ -42,7 +42,7 @@ class DataPlane:
         await self._refresh()  # first: of workers that share a port only those that can answer shall listen on it
         batches = asyncio.create_task(self.batcher.run())
         await self.transport.start(serving=self.snapshots.current is not None)
-        house = asyncio.create_task(self._keep_house())
+        house = asyncio.create_task(self._keep_house(stop))
         await stop.wait()
         await self.transport.retire()
         await asyncio.sleep(self.settings.drain_s)  # load balancers look elsewhere before the port closes
@@ -55,9 +55,10 @@ class DataPlane:
         await self.store.close()
         self.state.stop_beating(os.getpid())
 
-    async def _keep_house(self) -> None:
+    async def _keep_house(self, stop: asyncio.Event) -> None:
+        """Ends with `stop`: redis-py can swallow a cancellation that meets it waiting for an answer."""
         serving = self.snapshots.current is not None
-        while True:
+        while not stop.is_set():
             await asyncio.sleep(self.settings.poll_s)
             await self._refresh()
             if not serving and self.snapshots.current is not None:

@@ -5,6 +5,7 @@ its own files into the directory that PROMETHEUS_MULTIPROC_DIR names before this
 """
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Final
@@ -47,14 +48,19 @@ class Metrics:
         self._items = Gauge(
             "mantel_snapshot_items", "Items of the served snapshot.", registry=registry, multiprocess_mode="livemax"
         )
-        self._published = Gauge(
-            "mantel_snapshot_published_timestamp_seconds",
-            "When the served snapshot was published.",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
         self._lag = Gauge(
             "mantel_loop_lag_seconds", "How late the event loop runs.", registry=registry, multiprocess_mode="livemax"
+        )
+        self._registry = registry
+
+    @cached_property
+    def _published(self) -> Gauge:
+        """Declared with the first snapshot: the zero of a process without one would be the least of all."""
+        return Gauge(
+            "mantel_snapshot_published_timestamp_seconds",
+            "When the served snapshot was published.",
+            registry=self._registry,
+            multiprocess_mode="livemin",
         )
 
     def handled(self, service: str, method: str, code: str, seconds: float) -> None:
@@ -78,11 +84,14 @@ class Metrics:
         for stage, seconds in (("read", read_s), *trace.stages):
             self._stage.labels(stage).observe(seconds)
 
-    def swapped(self, items: int, published_at: float) -> None:
+    def swapped(self, items: int) -> None:
         """A snapshot was taken into service."""
         self._swaps.inc()
         self._items.set(items)
-        self._published.set(published_at)
+
+    def published(self, at: float) -> None:
+        """The snapshot in service was published, perhaps again; unix seconds."""
+        self._published.set(at)
 
     def refused(self) -> None:
         """A snapshot was refused."""

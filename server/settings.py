@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, FilePath, ValidationError
+from pydantic import Field, FilePath, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,6 +15,7 @@ from pydantic_settings import (
 
 from features.errors import InvalidInput
 
+_SCHEMES = frozenset({"redis", "rediss", "unix"})
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -66,6 +68,14 @@ class Settings(BaseSettings):
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
         except (OSError, ValueError) as error:
             raise InvalidInput((file, f"is no readable TOML: {error}")) from error
+
+    @field_validator("redis")
+    @classmethod
+    def _names_a_redis(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if (url and parts.scheme not in _SCHEMES) or parts.port == 0:  # a port that is no number raises
+            raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
+        return url
 
     @property
     def on_loopback(self) -> bool:

@@ -32,7 +32,7 @@ class Snapshots:
         self._store = store
         self._metrics = metrics
         self._max_age_s = max_age_s
-        self._refused_digest = ""
+        self._refused: Pointer | None = None
         self._published_at = 0.0
         self.current: Snapshot | None = None
         self.refusal = ""
@@ -40,21 +40,23 @@ class Snapshots:
     async def refresh(self) -> None:
         """Follows the pointer: Redis' own, else, before the first snapshot, the one that was last served well."""
         pointer = await self._pointer()
-        if pointer is None or pointer.digest == self._refused_digest:
+        if pointer is None or pointer == self._refused:
             return
         if self.current is not None and pointer.digest == self.current.digest:
-            self._published_at = pointer.published_at
-            self._refused_digest = self.refusal = ""
+            self._date(pointer)
+            self._refused, self.refusal = None, ""
             return
         try:
             snapshot = await asyncio.to_thread(load_warm, self._state.snapshots / pointer.digest, pointer.digest)
-        except (SnapshotRefused, OSError) as error:
-            self.refusal, self._refused_digest = str(error), pointer.digest
+        except Exception as error:  # noqa: BLE001  # whatever it is: closed to the new, and loaded once only
+            self.refusal = str(error) if isinstance(error, SnapshotRefused) else repr(error)
+            self._refused = pointer  # until it moves, were it to the same snapshot, repaired
             self._metrics.refused()
-            _log.error("snapshot %s refused, the old one stays: %s", pointer.digest[:12], error)
+            _log.error("snapshot %s refused, the old one stays: %s", pointer.digest[:12], self.refusal)
             if self.current is None:
                 await self._fall_back(pointer)
             return
+        self._refused, self.refusal = None, ""
         self._swap(snapshot, pointer)
 
     def mark_stale(self, homes: tuple[Home, ...]) -> tuple[Home, ...]:
@@ -88,18 +90,21 @@ class Snapshots:
             return
         try:
             snapshot = await asyncio.to_thread(load_warm, self._state.snapshots / last.digest, last.digest)
-        except (SnapshotRefused, OSError):
+        except Exception:  # noqa: BLE001  # as above
             _log.exception("the last good snapshot cannot be loaded either")
             return
         self._swap(snapshot, last)
 
     def _swap(self, snapshot: Snapshot, pointer: Pointer) -> None:
         self.current = snapshot
-        self._published_at = pointer.published_at
-        self.refusal = self._refused_digest = ""
-        self._metrics.swapped(snapshot.manifest.items, pointer.published_at)
+        self._date(pointer)
+        self._metrics.swapped(snapshot.manifest.items)
         write_whole(self._state.pointer, pointer.to_bytes())
         _log.info("snapshot %s in service, %d items", snapshot.digest[:12], snapshot.manifest.items)
+
+    def _date(self, pointer: Pointer) -> None:
+        self._published_at = pointer.published_at
+        self._metrics.published(pointer.published_at)
 
 
 def load_warm(folder: Path, digest: str) -> Snapshot:

@@ -28,7 +28,7 @@ class Transport:
     health: health.aio.HealthServicer
     services: tuple[str, ...]
     port: int
-    listen: Callable[[], object]
+    listen: Callable[[], int]  # answers the port
 
     async def start(self, *, serving: bool) -> None:
         """Accepts calls; health says whether they can be answered yet."""
@@ -68,9 +68,10 @@ def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_po
     services = tuple(service.full_name for service in table)
     if settings.reflects:
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    listen = partial(_listen, server, settings, port)
+    listen: Callable[[], int] = partial(_listen, server, settings, port)
     if not shared_port:
-        port, listen = listen(), lambda: port
+        port = listen()
+        listen = partial(int, port)
     return Transport(server=server, health=checks, services=services, port=port, listen=listen)
 
 

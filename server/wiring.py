@@ -1,6 +1,8 @@
 """The one place that builds things: the data plane of a worker, and the control plane."""
 
+import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import redis
@@ -8,6 +10,7 @@ from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from features.errors import InvalidInput
 from features.keys import Keys
 from features.listener_store import ListenerStore
 from features.state import State
@@ -29,6 +32,7 @@ from server.snapshots import Snapshots
 from server.transport import Table, Transport, bind
 
 ADMIN_TIMEOUT_S: Final = 2.0
+_log = logging.getLogger("mantel.wiring")
 
 
 def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bool, metrics: Metrics) -> DataPlane:
@@ -67,7 +71,7 @@ def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port:
         retry=Retry(NoBackoff(), 0),
     )
     admin = AdminService(state=State(settings.state), keys=Keys(prefix=settings.prefix), client=client)
-    guard = _guard(settings, IdentityFile(settings), metrics)
+    guard = _guard(settings, IdentityFile(settings).looked_up, metrics)
     return bind(settings, guard, control_methods(admin), port=port, shared_port=shared_port)
 
 
@@ -117,6 +121,14 @@ class IdentityFile:
         """The principals in force."""
         return self._identities
 
+    def looked_up(self) -> Identities:
+        """The principals in force after a look at their file, for a port with few calls; a broken file changes none."""
+        try:
+            self.reload()
+        except InvalidInput:
+            _log.exception("the principals stay as they were")
+        return self._identities
+
     def reload(self) -> None:
         """Loads the principals anew if their file has changed."""
         changed_at = self._mtime()
@@ -128,7 +140,7 @@ class IdentityFile:
         return self._state.tokens.stat().st_mtime if self._state.tokens.exists() else 0.0
 
 
-def _guard(settings: Settings, identities: IdentityFile, metrics: Metrics) -> Guard:
+def _guard(settings: Settings, identities: Callable[[], Identities], metrics: Metrics) -> Guard:
     return Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
 
 

@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from features.embedded_redis import attached
 from features.keys import Keys
+from features.offline import records as records_
 from features.offline.build import BuildSettings, build
 from features.offline.publish import PublishReport, connect, publish
 from features.offline.world import WorldSettings, generate
@@ -166,3 +167,33 @@ def records(built: Path) -> dict[str, bytes]:
     """The small world's listener records: user id -> frame."""
     table = parquet.read_table(sorted((built / "listeners").glob("*.parquet")))
     return dict(zip(table["user_id"].to_pylist(), table["record"].to_pylist(), strict=True))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def standing(built: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """The small world, served for the whole run: for tests that leave everything as it is."""
+    state = State(tmp_path_factory.mktemp("standing") / "state")
+    with attached(state) as url, connect(url) as client:
+        Store(state=state, url=url, client=client, keys=Keys()).publish(built)
+        async with serving(state, url) as one:
+            yield one
+
+
+@pytest.fixture(scope="session")
+def variants(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four more snapshots of that world, each with another seed and so another embedding space; the first in parts."""
+    folder = tmp_path_factory.mktemp("variants")
+    paths = []
+    for seed in range(101, 105):
+        paths.append(folder / f"seed-{seed}")
+        settings = BuildSettings(factors=16, iterations=2, seed=seed, refuse=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(records_, "PART_ROWS", 100 if seed == 101 else records_.PART_ROWS)
+            build(world, paths[-1], settings=settings, progress=quiet)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def second(variants: list[Path]) -> Path:
+    """A second snapshot; its listener records stand in five parts."""
+    return variants[0]

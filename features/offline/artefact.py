@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ def aside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_column(folder: Path, name: str, column: NDArray[Any]) -> None:
-    """Writes one column of the snapshot format as `<name>.npy`, in the format's type."""
-    np.save(folder / f"{name}.npy", np.ascontiguousarray(column, COLUMNS[name][0]), allow_pickle=False)
+def write_columns(folder: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Writes columns of the snapshot format as `<name>.npy`, in the format's types."""
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(column, COLUMNS[name][0]), allow_pickle=False)
 
 
 def entry_of(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from features.errors import GateRefused
 from features.index import use_one_thread
-from features.offline.artefact import aside, entry_of, write_column
+from features.offline.artefact import aside, entry_of, write_columns
 from features.offline.cards import CARD_FORMAT
 from features.offline.catalogue import Catalogue, write_catalogue
 from features.offline.gate import GateLimits, checks, drift, finite_share, table, unplayed_lift
@@ -100,19 +100,15 @@ def build(
     with _repeatable(), aside(out) as folder:
         catalogue, history = _read(listening, folder, stages)
         source = listening.digest()
-        with stages("train") as told:
-            model = train(history, catalogue, folder, settings=settings.training, progress=told)
-        with stages("segments"):
-            segments = make_segments(model.listeners, seed=settings.seed)
+        model, segments = _learn(history, catalogue, folder, settings, stages)
         columns = _derive(catalogue, history, model, segments, settings, stages)
-        for name, column in columns.items():
-            write_column(folder, name, column)
+        write_columns(folder, columns)
         with stages("index") as told:
             index = choose_index(model.items, model.listeners, folder, settings=settings.indexing, progress=told)
         with stages("records") as told:
             taste = Taste(vectors=model.listeners, segments=segments)
-            space_id = _space_id(source, settings.training)
-            usable = write_records(history, catalogue, taste, folder, space_id=space_id, progress=told)
+            space = _space_id(source, settings.training)
+            usable = write_records(history, catalogue, taste, folder, space_id=space, progress=told)
         with stages("gate"):
             figures = _figures(index, model.items, columns["plays"], usable / history.listeners)
             figures |= drift({**catalogue.columns, **columns}, before) if before else {}
@@ -134,8 +130,17 @@ def _read(listening: ListeningData, folder: Path, stages: "_Stages") -> tuple[Ca
     with stages("items") as told:
         catalogue = write_catalogue(listening, folder, markets=set(listeners["market"]) - {""}, progress=told)
     with stages("listens") as told:
-        history = read_history(listening, catalogue, listeners, told)
-    return catalogue, history
+        return catalogue, read_history(listening, catalogue, listeners, told)
+
+
+def _learn(
+    history: History, catalogue: Catalogue, folder: Path, settings: BuildSettings, stages: "_Stages"
+) -> tuple[Model, Segments]:
+    with stages("train") as told:
+        model = train(history, catalogue, folder, settings=settings.training, progress=told)
+    with stages("segments"):
+        segments = make_segments(model.listeners, seed=settings.seed)
+    return model, segments
 
 
 def _derive(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from features.errors import ListeningError
 from features.keys import item_keys
-from features.offline.artefact import write_column
+from features.offline.artefact import write_columns
 from features.offline.cards import KINDS, encode_cards, item_id_of
 from features.offline.listening import EXAMPLES, ListeningData
 from features.snapshot import CARDS, FOREVER, GENRES_PER_ITEM, UNKNOWN_DAY, market_words
@@ -103,8 +103,7 @@ def write_catalogue(
     genres, genre = _genre_table(genre_lists.names(), columns.pop("genre_list"))
     names, bits = _market_table(market_lists.names(), markets)
     columns |= {"genre": genre, "market_bits": bits[columns.pop("market_list")]}
-    for name in columns.keys() - {"popularity"}:
-        write_column(folder, name, columns[name])
+    write_columns(folder, {name: column for name, column in columns.items() if name != "popularity"})
     return Catalogue(columns=columns, genres=genres, markets=names)
 
 
@@ -158,7 +157,7 @@ def _write_cards(
         order = np.delete(order, again)
         for block in range(0, len(order), _BLOCK):
             out.write(b"".join([card(row) for row in order[block : block + _BLOCK].tolist()]))
-    write_column(folder, "card_offset", np.concatenate([[0], np.cumsum(sizes[order])]))
+    write_columns(folder, {"card_offset": np.concatenate([[0], np.cumsum(sizes[order])])})
     return order
 
 

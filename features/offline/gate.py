@@ -32,7 +32,7 @@ class GateLimits:
     """Items now for each item before."""
     min_popular_overlap: float = 0.3
     """Share of the worldwide most popular items before that are so now."""
-    min_neighbour_overlap: float = 0.1
+    min_neighbour_overlap: float = 0.2
     """Share of the neighbours of popular items before that are so now."""
 
 

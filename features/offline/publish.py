@@ -22,16 +22,16 @@ from pyarrow import parquet
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from features.errors import SnapshotRefused, WrongState
+from features.errors import InvalidInput, SnapshotRefused, Unavailable, WrongState
 from features.keys import Keys, partition
 from features.offline.records import RECORDS, RECORDS_MANIFEST
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
-from features.snapshot import MANIFEST, Manifest, read_manifest, sha256_of, verify
+from features.snapshot import MANIFEST, Manifest, load, read_manifest, sha256_of, verify
 from features.state import State, sync_folder
 
 KEPT: Final = 3  # snapshots, with their embedding spaces
 ROWS_PER_WRITE: Final = 1000
-ABANDONED_S: Final = 600.0  # a loading space that was not touched for so long is given up
+ABANDONED_S: Final = 600.0  # a space that a publish has not touched for so long is given up
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -43,7 +43,7 @@ class Space:
     parts: tuple[str, ...] = ()  # of the records artefact, loaded whole
     complete: bool = False
     listeners: int = 0
-    touched_at: float = 0.0  # unix seconds
+    touched_at: float = 0.0  # unix seconds, by a publish that has not moved the pointer yet; 0: none is under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,15 @@ class PublishReport:
 
 
 def connect(url: str) -> redis.Redis:
-    """A client for batch work: it fails at once where Redis cannot be reached, and waits long for an answer."""
-    return redis.Redis.from_url(url, socket_timeout=60, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+    """A client for batch work: it fails at once where Redis cannot be reached, and waits long for an answer.
+
+    Raises:
+        InvalidInput: the URL is none of a Redis.
+    """
+    try:
+        return redis.Redis.from_url(url, socket_timeout=60, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+    except ValueError as error:
+        raise InvalidInput(("redis", str(error))) from error
 
 
 def publish(
@@ -72,12 +79,23 @@ def publish(
     """Publishes the snapshot that `mantel build` wrote to `folder`; its records are deleted there afterwards.
 
     Raises:
-        SnapshotRefused: a file is missing or altered.
+        SnapshotRefused: a file is missing or altered, or no worker could load it.
         WrongState: Redis lacks the space's listeners, and the records were deleted by an earlier publish.
+        Unavailable: Redis cannot be reached, or refuses; a publish later goes on where this one stopped.
     """
+    try:
+        return _publish(folder, state, client, keys, progress, keep_records=keep_records)
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis: {error}") from error
+
+
+def _publish(
+    folder: Path, state: State, client: redis.Redis, keys: Keys, progress: Progress, *, keep_records: bool
+) -> PublishReport:
     with state.lock("publish", wait=True, held=""):
         progress("verify", 0, 1)
-        manifest, digest = verify(folder)
+        snapshot = load(folder)
+        manifest, digest = snapshot.manifest, snapshot.digest
         progress("copy", 0, 1)
         _copy(folder, manifest, state.snapshots / digest)
         before, started = _memory(client), time.perf_counter()
@@ -85,8 +103,9 @@ def publish(
         load_s, memory = time.perf_counter() - started, _memory(client) - before
         served = Served(digest=digest, space_id=manifest.space_id)
         pointer = flip_pointer(client, keys, served, now=time.time())
+        space = replace(_read_space(client, keys, manifest.space_id), touched_at=0.0)
+        _write_space(client, keys, manifest.space_id, space)
         collected = _collect(state, client, keys)
-        space = _read_space(client, keys, manifest.space_id)
         if not keep_records:
             shutil.rmtree(folder / RECORDS, ignore_errors=True)
     return PublishReport(
@@ -104,7 +123,7 @@ def publish(
 
 def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
     """Copies a verified snapshot under its digest: a mapped file must never change, so nothing is linked."""
-    if target.exists():
+    with suppress(SnapshotRefused):
         verify(target)
         return
     aside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -116,13 +135,18 @@ def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
             os.fsync(file.fileno())
         (aside / name).chmod(0o444)
     sync_folder(aside)
+    damaged = target.with_name(f"{aside.name}.damaged")
+    if target.exists():
+        target.rename(damaged)  # who has mapped its files keeps them
     aside.rename(target)
     sync_folder(target.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _load(folder: Path, manifest: Manifest, client: redis.Redis, keys: Keys, progress: Progress) -> tuple[int, int]:
     """Loads every part that Redis lacks; answers how many listeners and bytes that were."""
-    space = _read_space(client, keys, manifest.space_id)
+    space = replace(_read_space(client, keys, manifest.space_id), touched_at=time.time())
+    _write_space(client, keys, manifest.space_id, space)
     if space.complete:
         return 0, 0
     said = _records_manifest(folder, manifest)
@@ -186,14 +210,14 @@ def _collect(state: State, client: redis.Redis, keys: Keys) -> tuple[str, ...]:
             removed.append(folder.name)
     for space_id in map(_text, client.hkeys(keys.spaces)):
         space = _read_space(client, keys, space_id)
-        if space_id not in needed and (space.complete or time.time() - space.touched_at > ABANDONED_S):
+        if space_id not in needed and time.time() - space.touched_at > ABANDONED_S:
             _drop_space(client, keys, space_id)
     return tuple(removed)
 
 
 def _drop_space(client: redis.Redis, keys: Keys, space_id: str) -> None:
-    """Forgets that a space is complete first: a publish that needs it meanwhile loads it anew."""
-    client.hdel(keys.spaces, space_id)
+    """Forgets first that a space is complete: killed in between, the next publish collects or loads the rest."""
+    _write_space(client, keys, space_id, Space())
     found = []
     for key in client.scan_iter(keys.records_pattern(space_id), count=ROWS_PER_WRITE):
         found.append(key)
@@ -202,6 +226,7 @@ def _drop_space(client: redis.Redis, keys: Keys, space_id: str) -> None:
             found = []
     if found:
         client.unlink(*found)
+    client.hdel(keys.spaces, space_id)
 
 
 def _read_space(client: redis.Redis, keys: Keys, space_id: str) -> Space:

@@ -101,8 +101,8 @@ def _fill_unplayed(items: Vectors, played: NDArray[np.int64], trained: Vectors, 
 
     That is the mean of its artist's played items and of its genres' centroids, averaged where there are both; where
     there is neither, STRANGE_ITEM times the mean of its kind (of all where its kind has no plays). A mean is not
-    shrunk: averaging directions shortens it enough. Measured at full length: 4.9 % of 5,000 items are unplayed and
-    1.4 % of the best 256; of 100,000 items 2.8 % and 0.1 %; at half length 0.3 % and 0.01 %, that is never.
+    shrunk: averaging directions shortens it enough. Measured with regularization 100 and confidence 32: 4.9 % of 5,000
+    items are unplayed, and 1.2 % of the best 256; of 100,000 items 2.8 % and 0.07 %; at half length next to none.
     """
     artist, genre, kind = (catalogue.columns[name] for name in ("artist_key", "genre", "kind"))
     artists = np.unique(artist[played][artist[played] > 0])

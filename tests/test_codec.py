@@ -1,0 +1,168 @@
+"""Joined bytes are the message that ordinary building gives; words are said in the listener's language."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from features.offline.cards import KINDS, encode_cards
+from features.snapshot import Snapshot
+from protos.home.v1 import home_pb2
+from ranking.surfaces import SOURCES, ShelfSpec
+from ranking.types import Degraded, Home, Shelf
+from server.codec import encode_home
+from tests.conftest import Served, Store, serving
+from tests.wire import get_home, page_of
+
+TITLES = {"en": "Picked", "de": "Ausgewählt", "de-AT": "Ausg'sucht", "fr": ""}
+REASONS = {
+    "taste": home_pb2.REASON_CODE_YOUR_TASTE,
+    "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
+    "editorial": home_pb2.REASON_CODE_EDITORS_CHOICE,
+}
+STATIC = {"item_id", "kind", "title", "subtitle", "image_uri", "explicit"}
+
+
+def spec(source: str) -> ShelfSpec:
+    """A shelf of one source."""
+    return ShelfSpec(id=f"of-{source}", source=source, titles=TITLES, item_keys={})
+
+
+def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
+    """The page, built as protobuf's users build messages."""
+    page = home_pb2.GetHomeResponse(
+        request_id="id",
+        cold_start=home.cold_start,
+        degraded=bool(home.degraded),
+        degraded_reasons=[f"DEGRADED_REASON_{one}" for one in home.degraded],  # type: ignore[misc]  # names are taken
+        coverage=home.coverage,
+        snapshot_version=snapshot.digest,
+    )
+    offsets = snapshot.columns["card_offset"]
+    for shelf in home.shelves:
+        out = page.shelves.add(id=shelf.spec.id, kind=shelf.spec.source, title="Picked")
+        out.reason.code = REASONS[shelf.spec.source]
+        if shelf.spec.source == "popular":
+            out.reason.args.append(home.market if home.market in snapshot.manifest.markets else "")
+        for row, score in zip(shelf.rows.tolist(), shelf.scores.tolist(), strict=True):
+            out.items.add().MergeFromString(bytes(snapshot.cards[int(offsets[row]) : int(offsets[row + 1])]))
+            out.items[-1].score = score
+    return page
+
+
+@st.composite
+def shelves(draw: st.DrawFn) -> Shelf:
+    """A shelf of any length: its body takes a varint of one, two or three bytes."""
+    size = draw(st.integers(0, 3) | st.integers(0, 60) | st.just(400))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    scores = rng.standard_normal(size).astype(np.float32)
+    odd = draw(st.lists(st.floats(width=32), max_size=size))
+    scores[: len(odd)] = odd
+    return Shelf(spec=spec(draw(st.sampled_from(SOURCES))), rows=rng.integers(0, 2000, size), scores=scores)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    found=st.lists(shelves(), max_size=4),
+    market=st.sampled_from(["", "GB", "ZW"]),
+    degraded=st.lists(st.sampled_from(Degraded), unique=True),
+    coverage=st.integers(0, 100),
+    cold=st.booleans(),
+)
+def test_joined_bytes_parse_to_the_built_message(
+    snapshot: Snapshot, found: list[Shelf], market: str, degraded: list[Degraded], coverage: int, cold: bool
+) -> None:
+    """To the last field, for any shelves and scores, also those that are no numbers."""
+    home = Home(
+        shelves=tuple(found), market=market, cold_start=cold, degraded=tuple(degraded), coverage=coverage, fates={}
+    )
+    joined = home_pb2.GetHomeResponse.FromString(encode_home(home, snapshot, locale="", request_id="id"))
+    wanted = built(home, snapshot)
+    assert joined.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
+
+
+def test_a_large_shelf_needs_a_length_of_three_bytes(snapshot: Snapshot) -> None:
+    """The property above did meet every length: 400 items take more than 16 kB."""
+    shelf = Shelf(spec=spec("taste"), rows=np.arange(400), scores=np.zeros(400, np.float32))
+    home = Home(shelves=(shelf,), market="", cold_start=False, degraded=(), coverage=100, fates={})
+    assert built(home, snapshot).shelves[0].ByteSize() > 1 << 14
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384])
+def test_cards_of_any_length_are_joined(snapshot: Snapshot, length: int) -> None:
+    """A card of one item, whose title is as long as a varint's edge."""
+    (card,) = encode_cards([("t1", KINDS["album"], "x" * length, "by", "https://a/1.jpg", True)])
+    replaced = Snapshot(
+        manifest=snapshot.manifest,
+        digest=snapshot.digest,
+        columns={"card_offset": np.array([0, len(card)], np.uint64)},
+        cards=card,
+        retriever=snapshot.retriever,
+    )
+    shelf = Shelf(spec=spec("taste"), rows=np.array([0]), scores=np.array([0.5], np.float32))
+    home = Home(shelves=(shelf,), market="", cold_start=False, degraded=(), coverage=100, fates={})
+    raw = encode_home(home, replaced, locale="", request_id="id")
+    (item,) = home_pb2.GetHomeResponse.FromString(raw).shelves[0].items
+    assert item == home_pb2.Item(
+        item_id="t1",
+        kind=home_pb2.ITEM_KIND_ALBUM,
+        title="x" * length,
+        subtitle="by",
+        image_uri="https://a/1.jpg",
+        explicit=True,
+        score=0.5,
+    )
+
+
+def test_static_fields_have_lower_numbers_than_dynamic_ones() -> None:
+    """A card is fields 1 to 9; what is made per request begins at 10 and so may follow it."""
+    numbers = {field.name: field.number for field in home_pb2.Item.DESCRIPTOR.fields}
+    assert {name for name, number in numbers.items() if number < 10} == STATIC
+
+
+@pytest.mark.parametrize(
+    ("locale", "title"),
+    [
+        ("", "Picked"),
+        ("en-GB", "Picked"),
+        ("de", "Ausgewählt"),
+        ("de-CH", "Ausgewählt"),
+        ("de-AT", "Ausg'sucht"),
+        ("ja", "Picked"),
+        ("fr", "Picked"),
+    ],
+)
+def test_a_heading_falls_back_to_its_language_then_to_english(locale: str, title: str) -> None:
+    """The locale's own, else its language's, else English; an empty one counts as none."""
+    assert spec("taste").title(locale) == title
+
+
+async def test_headings_come_in_the_requests_locale(standing: Served) -> None:
+    """The shipped surfaces speak German to a German client, and English to one whose language they lack."""
+    titles = {}
+    for locale in ("de-CH", "ja-JP"):
+        request = home_pb2.GetHomeRequest(user_id="u0000001", context=home_pb2.Context(locale=locale))
+        titles[locale] = [shelf.title for shelf in page_of(await get_home(standing, request)).shelves]
+    assert titles == {
+        "de-CH": ["Für dich ausgewählt", "Beliebt in deiner Nähe"],
+        "ja-JP": ["Picked for you", "Popular near you"],
+    }
+
+
+async def test_a_market_without_a_list_is_told_the_truth(standing: Served) -> None:
+    """Where no list of the market exists, the worldwide one is served, and the reason names no market."""
+    snapshot = standing.plane.snapshots.current
+    assert snapshot is not None
+    for market, args in {"AQ": [""], snapshot.manifest.markets[0]: [snapshot.manifest.markets[0]]}.items():
+        request = home_pb2.GetHomeRequest(user_id="u0000001", context=home_pb2.Context(market=market))
+        page = page_of(await get_home(standing, request))
+        assert list(page.shelves[-1].reason.args) == args
+
+
+async def test_two_servers_give_the_same_page(published: Store) -> None:
+    """The same listener and snapshot: the same bytes but for the id, whoever answers."""
+    users = [f"u{number:07}" for number in range(1, 9)]
+    async with serving(published.state, published.url) as one, serving(published.state, published.url) as other:
+        for user in users:
+            request = home_pb2.GetHomeRequest(user_id=user)
+            assert page_of(await get_home(one, request)) == page_of(await get_home(other, request))

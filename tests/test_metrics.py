@@ -1,0 +1,134 @@
+"""What the metrics port tells of a server with several workers."""
+
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from features.keys import Keys
+from features.pointer import Pointer
+from features.snapshot import read_manifest
+from features.state import Endpoints, State
+from protos.client import AdminClient
+from server.identity import development_token
+from server.metrics import Metrics
+from tests.conftest import Store
+from tests.damage import place, truncate
+from tests.operation import client_of, eventually, published, redis_of, server
+
+CALLS = 40
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory, built: Path) -> State:
+    """A state directory in which the small world is published."""
+    return published(tmp_path_factory.mktemp("metrics") / "state", built)
+
+
+@pytest.fixture(scope="module")
+def endpoints(state: State) -> Iterator[Endpoints]:
+    """Two workers that serve it; every test adds to their counters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANTEL_POLL_S", "0.1")
+        patch.setenv("MANTEL_REDIS_TIMEOUT_MS", "10000")
+        with server(state, workers="2") as found:
+            eventually(lambda: len(workers(state)) == 2)
+            yield found
+
+
+def workers(state: State) -> set[int]:
+    """The workers that serve a snapshot."""
+    return {beat.pid for beat in state.heartbeats() if beat.digest}
+
+
+def scraped(endpoints: Endpoints, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels."""
+    return sum(value for found, said, value in samples(endpoints) if found == name and labels.items() <= said.items())
+
+
+def samples(endpoints: Endpoints) -> list[tuple[str, dict[str, str], float]]:
+    """All samples on the page: name, labels, value."""
+    with urllib.request.urlopen(f"http://{endpoints.metrics}/metrics", timeout=30) as page:
+        text = page.read().decode()
+    return [
+        (one.name, one.labels, one.value) for family in text_string_to_metric_families(text) for one in family.samples
+    ]
+
+
+def call(state: State, endpoints: Endpoints, times: int, user: str = "u0000001", surface: str = "") -> None:
+    """Asks for a page, each time over a connection of its own."""
+    for _ in range(times):
+        with client_of(state, endpoints) as client:
+            client.get_home(user, surface=surface, timeout_s=20)
+
+
+def test_the_page_adds_up_all_workers(state: State, endpoints: Endpoints) -> None:
+    """Calls, pages and durations are counted once, whichever worker served them; gauges are of living workers."""
+    names = ("grpc_server_handled_total", "grpc_server_handling_seconds_count", "mantel_pages_total")
+    before = [scraped(endpoints, name) for name in names]
+    call(state, endpoints, CALLS)
+    assert [scraped(endpoints, name) for name in names] == [count + CALLS for count in before]
+    assert scraped(endpoints, "mantel_snapshot_swaps_total") == 2
+    assert scraped(endpoints, "mantel_snapshot_items") == 2000
+    pointer = Pointer.from_bytes(state.pointer.read_bytes())
+    assert scraped(endpoints, "mantel_snapshot_published_timestamp_seconds") == pytest.approx(
+        pointer.published_at, abs=0.01, rel=0
+    )
+
+
+def test_calls_that_fail_are_counted_by_status(state: State, endpoints: Endpoints) -> None:
+    """A call refused by any of the two workers, on the data plane or the control plane, stands under its status."""
+    labels = {"grpc_method": "GetHome", "grpc_code": "INVALID_ARGUMENT"}
+    before = scraped(endpoints, "grpc_server_handled_total", **labels)
+    for _ in range(5):
+        with pytest.raises(grpc.RpcError):
+            call(state, endpoints, 1, user="no:listener")
+    assert scraped(endpoints, "grpc_server_handled_total", **labels) == before + 5
+    with AdminClient(endpoints.control) as nobody, pytest.raises(grpc.RpcError):
+        nobody.get_status()
+    labels = {"grpc_service": "mantel.admin.v1.AdminService", "grpc_code": "UNAUTHENTICATED"}
+    assert scraped(endpoints, "grpc_server_handled_total", **labels) == 1
+
+
+def test_a_killed_worker_takes_no_count_with_it(state: State, endpoints: Endpoints) -> None:
+    """Counters never go down; the gauges of the dead are gone, and the new worker's count goes on from there."""
+    call(state, endpoints, CALLS)
+    before = scraped(endpoints, "mantel_pages_total")
+    dead = min(workers(state))
+    os.kill(dead, signal.SIGKILL)
+    eventually(lambda: len(workers(state)) == 2 and dead not in workers(state))
+    assert scraped(endpoints, "mantel_pages_total") == before
+    assert not list(state.metrics.glob(f"gauge_live*_{dead}.db"))
+    call(state, endpoints, CALLS)
+    assert scraped(endpoints, "mantel_pages_total") == before + CALLS
+
+
+def test_every_instrument_moves(state: State, endpoints: Endpoints, second: Path) -> None:
+    """A listener, a stranger, a broken record, an empty page, a refusal: no declared instrument stays at zero."""
+    call(state, endpoints, 1)
+    call(state, endpoints, 1, user="nobody")
+    call(state, endpoints, 1, user="nobody", surface="evaluation")
+    with redis_of(state) as client:
+        store = Store(state=state, url="", client=client, keys=Keys())
+        digest = state.heartbeats()[0].digest
+        space = read_manifest(state.snapshots / digest)[0].space_id
+        client.set(store.keys.record("u0000002", space), b"broken")
+        call(state, endpoints, 1, user="u0000002")
+        place(store, second, truncate)
+    registry = CollectorRegistry()
+    Metrics(registry).published(0.0)  # declared when there is something to tell
+    declared = {family.name for family in registry.collect()}
+    assert "mantel_snapshot_published_timestamp_seconds" in declared
+
+    def still() -> set[str]:
+        moved = {name for name, _, value in samples(endpoints) if value > 0}
+        return {name for name in declared if not {name, f"{name}_total", f"{name}_count"} & moved}
+
+    eventually(lambda: not still())
+    assert development_token(state) not in str(samples(endpoints))

@@ -1,0 +1,165 @@
+"""The surfaces file: every way to be wrong is told with file and line, and editorial rows are served as written."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features.errors import InvalidInput
+from features.keys import item_keys
+from features.offline.cards import item_id_of
+from features.snapshot import FOREVER, Snapshot
+from protos.home.v1 import home_pb2
+from ranking.surfaces import DEFAULT_SURFACES, SOURCES, load_surfaces
+from tests.conftest import Store, serving
+from tests.wire import get_home, page_of
+
+SHELF = """\
+[[home.shelves]]
+id = "picked"
+source = "taste"
+titles = { en = "Picked" }
+"""
+EDITORIAL = """\
+[[home.shelves]]
+id = "chosen"
+source = "editorial"
+titles = { en = "Chosen" }
+items = { GB = ["t1", "t2"], "" = ["t3"] }
+"""
+# what is written -> (line, what is said)
+WRONG = {
+    "[home]\n": (1, "home: has no shelves"),
+    'home = "picked"\n': (1, "'home' must be a table"),
+    SHELF.replace("home", "Home"): (1, "'Home' must be a table named in lower-case"),
+    SHELF.replace("home", "ho_me"): (1, "'ho_me' must be a table named in lower-case"),
+    f"[home]\nrows = 2\n{SHELF}": (2, "home: unknown field 'rows'; known are ['dedupe', 'shelves']"),
+    f"[home]\ndedupe = 1\n{SHELF}": (2, "home: dedupe must be bool"),
+    SHELF.replace('id = "picked"\n', ""): (1, "home: a shelf needs an id"),
+    SHELF.replace('"picked"', "7"): (1, "home: a shelf needs an id"),
+    SHELF.replace("picked", "Picked!"): (1, "home: a shelf needs an id"),
+    "[home]\nshelves = [3]\n": (1, "home: a shelf needs an id"),
+    SHELF + SHELF: (2, "home: the shelf id 'picked' stands twice"),
+    f"{SHELF}colour = 1\n": (2, "home.picked: unknown field 'colour'; known are"),
+    SHELF.replace("taste", "luck"): (2, f"home.picked: source must be one of {', '.join(SOURCES)}"),
+    SHELF.replace('source = "taste"\n', ""): (2, "home.picked: source must be one of"),
+    SHELF.replace("en =", "de ="): (2, 'home.picked: titles must hold at least "en"'),
+    SHELF.replace('{ en = "Picked" }', '"Picked"'): (2, 'home.picked: titles must hold at least "en"'),
+    SHELF + 'items = { "" = ["t1"] }\n': (2, "home.picked: items belong to editorial shelves, and only to them"),
+    SHELF.replace("taste", "editorial"): (2, "home.picked: items belong to editorial shelves, and only to them"),
+    EDITORIAL.replace("t2", "t1"): (2, "home.chosen: an item stands twice in the row of market 'GB'"),
+    f'{SHELF}size = "12"\n': (5, "home.picked: size must be int"),
+    f"{SHELF}size = true\n": (5, "home.picked: size must be int"),
+    f"{SHELF}size = 0\n": (5, "home.picked: size must be 1 to 200"),
+    f"{SHELF}size = 201\n": (5, "home.picked: size must be 1 to 200"),
+    f"{SHELF}minimum = 0\n": (5, "home.picked: minimum must be 1 to 200"),
+    f"{SHELF}depth = 2001\n": (5, "home.picked: depth must be 1 to 2000"),
+    f'{SHELF}skip_played = "no"\n': (5, "home.picked: skip_played must be bool"),
+    f"{SHELF}size = 3\n": (2, "home.picked: minimum <= size <= depth must hold"),
+    f"{SHELF}depth = 11\n": (2, "home.picked: minimum <= size <= depth must hold"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "said"), [(text, *wrong) for text, wrong in WRONG.items()])
+def test_a_mistake_is_told_with_file_and_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    """The line of the surface, the shelf or the field, and what is wrong there."""
+    path = tmp_path / "surfaces.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidInput) as error:
+        load_surfaces(path)
+    ((where, what),) = error.value.violations
+    assert where == f"{path}:{line}"
+    assert what.startswith(said)
+
+
+def test_what_is_no_toml_is_told_with_its_place(tmp_path: Path) -> None:
+    """The file, and where reading ended."""
+    path = tmp_path / "surfaces.toml"
+    path.write_text(f"{SHELF}size = \n")
+    with pytest.raises(InvalidInput, match=r"surfaces\.toml: is not TOML: .* line 5"):
+        load_surfaces(path)
+
+
+def test_a_file_that_is_not_there_is_told() -> None:
+    """By its name."""
+    with pytest.raises(InvalidInput, match=r"absent\.toml: cannot be read: No such file"):
+        load_surfaces(Path("absent.toml"))
+
+
+def test_the_shipped_file_has_both_surfaces() -> None:
+    """`home` with its two shelves; `evaluation` with one of twenty unplayed items, and nothing taken off it."""
+    surfaces = load_surfaces(DEFAULT_SURFACES)
+    assert {name: [shelf.id for shelf in one.shelves] for name, one in surfaces.items()} == {
+        "home": ["picked-for-you", "popular-near-you"],
+        "evaluation": ["unplayed"],
+    }
+    (shelf,) = surfaces["evaluation"].shelves
+    assert (shelf.source, shelf.size, shelf.skip_played) == ("taste", 20, True)
+    assert not surfaces["evaluation"].dedupe
+
+
+def test_what_is_not_said_has_the_documented_default(tmp_path: Path) -> None:
+    """Twelve items of 256 candidates, at least four; items once on the page; played ones too."""
+    path = tmp_path / "surfaces.toml"
+    path.write_text(SHELF)
+    surface = load_surfaces(path)["home"]
+    (shelf,) = surface.shelves
+    assert (shelf.size, shelf.depth, shelf.minimum, shelf.skip_played, surface.dedupe) == (12, 256, 4, False, True)
+
+
+def test_the_example_in_the_shipped_file_loads(tmp_path: Path) -> None:
+    """The editorial row that its comment shows can be taken as it stands."""
+    comment = DEFAULT_SURFACES.read_text().partition("# An editorial row:\n")[2].partition("\n\n")[0]
+    path = tmp_path / "surfaces.toml"
+    path.write_text("\n".join(line.removeprefix("#   ") for line in comment.splitlines()))
+    (shelf,) = load_surfaces(path)["home"].shelves
+    assert {market: keys.tolist() for market, keys in shelf.item_keys.items()} == {
+        "GB": item_keys(["t0000001", "t0000002"]).tolist(),
+        "": item_keys(["t0000003"]).tolist(),
+    }
+
+
+async def test_an_editorial_row_is_served_as_written(published: Store, snapshot: Snapshot, tmp_path: Path) -> None:
+    """In its order for its market, and "" for all others; an item that the snapshot lacks is passed over."""
+    ids = free_items(snapshot, 9)
+    british, others = [ids[4], ids[0], ids[3], ids[1]], [ids[8], ids[2], ids[7], ids[5], ids[6]]
+    row = EDITORIAL.replace('"t1", "t2"', listed([british[0], "no-such-item", *british[1:]]))
+    path = tmp_path / "surfaces.toml"
+    path.write_text(row.replace('"t3"', listed(others)))
+    async with serving(published.state, published.url, surfaces=path) as served:
+        for market, wanted in {"GB": british, "FR": others, "AQ": others}.items():
+            context = home_pb2.Context(market=market, allow_explicit=True)
+            request = home_pb2.GetHomeRequest(user_id="stranger", context=context)
+            (shelf,) = page_of(await get_home(served, request)).shelves
+            assert (shelf.id, shelf.kind, shelf.title) == ("chosen", "editorial", "Chosen")
+            assert [item.item_id for item in shelf.items] == wanted
+            assert shelf.reason == home_pb2.Reason(code=home_pb2.REASON_CODE_EDITORS_CHOICE)
+
+
+async def test_an_editorial_row_below_its_minimum_is_dropped(
+    published: Store, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """Three items where four are the least: the row is not shown, and the page is whole all the same."""
+    path = tmp_path / "surfaces.toml"
+    path.write_text(EDITORIAL.replace('"t3"', listed(free_items(snapshot, 3))) + SHELF.replace("taste", "popular"))
+    async with serving(published.state, published.url, surfaces=path) as served:
+        page = page_of(await get_home(served, home_pb2.GetHomeRequest(user_id="stranger")))
+        assert [shelf.id for shelf in page.shelves] == ["picked"]
+        assert (page.degraded, page.coverage) == (False, 100)
+
+
+def free_items(snapshot: Snapshot, count: int) -> list[str]:
+    """Items that may be shown everywhere, today and for long."""
+    columns = snapshot.columns
+    free = (columns["market_bits"] == 0).all(axis=1) & (columns["available_until"] == FOREVER)
+    rows = np.flatnonzero(free & (columns["available_from"] <= time.time()))[:count]
+    offsets = columns["card_offset"]
+    found = [item_id_of(bytes(snapshot.cards[int(offsets[row]) : int(offsets[row + 1])])) for row in rows]
+    assert len(found) == count
+    return found
+
+
+def listed(ids: list[str]) -> str:
+    """Ids as they stand in TOML."""
+    return ", ".join(f'"{one}"' for one in ids)
