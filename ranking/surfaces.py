@@ -2,22 +2,23 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import model_validator as validator
 
 from features.errors import InvalidInput
 from features.keys import item_keys
+from features.markets import ISO_3166
 
-SOURCES: Final = ("taste", "popular", "editorial")
 DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
-_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,63}")
-_SURFACE_FIELDS: Final = {"dedupe", "shelves"}
-_SHELF_FIELDS: Final = {"id", "source", "titles", "size", "minimum", "depth", "skip_played", "items"}
+
+Source = Literal["taste", "popular", "editorial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class ShelfSpec:
     """One shelf of a surface."""
 
     id: str
-    source: str  # of SOURCES
-    titles: Mapping[str, str]  # locale -> heading; "en" is always there
+    source: Source
+    titles: Mapping[str, str]  # locale in lower case -> heading; "en" is always there
     size: int = 12  # how many items it shows
     minimum: int = 4  # with fewer it is dropped
     depth: int = 256  # how many candidates it starts from
@@ -34,8 +35,10 @@ class ShelfSpec:
     item_keys: Mapping[str, NDArray[np.uint64]]  # editorial: market ("" = any other) -> item keys, best first
 
     def title(self, locale: str) -> str:
-        """The heading in a locale, else in its language, else in English."""
-        return self.titles.get(locale) or self.titles.get(locale.partition("-")[0]) or self.titles["en"]
+        """The heading in a locale, else in the next wider one (zh-Hant-TW, zh-Hant, zh), else in English."""
+        words = locale.lower().split("-")
+        wider = ("-".join(words[:count]) for count in range(len(words), 0, -1))
+        return next((self.titles[tag] for tag in wider if tag in self.titles), self.titles["en"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,90 +54,116 @@ def load_surfaces(path: Path) -> Mapping[str, Surface]:
     """Reads a surfaces file.
 
     Raises:
-        InvalidInput: naming the file, the line where the surface or shelf stands, and what is wrong.
+        InvalidInput: naming for each mistake the file and line, the field, and what is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
+        tables = _FILE.validate_python(tomllib.loads(text))
     except OSError as error:
         raise InvalidInput((str(path), f"cannot be read: {error.strerror}")) from error
-    except tomllib.TOMLDecodeError as error:
+    except ValidationError as error:
+        raise InvalidInput(*(_violation(path, text, one["loc"], one["msg"]) for one in error.errors())) from error
+    except ValueError as error:  # no TOML, or no UTF-8
         raise InvalidInput((str(path), f"is not TOML: {error}")) from error
-    return {name: _surface(name, table, _Source(path=path, text=text)) for name, table in tables.items()}
+    return {name: _surface(name, table) for name, table in tables.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """Where a surface is written, for errors that name the line."""
-
-    path: Path
-    text: str
-
-    def wrong(self, mark: str, what: str) -> InvalidInput:
-        lines = self.text.splitlines()
-        number = next((n for n, line in enumerate(lines, 1) if mark in line), 1)
-        return InvalidInput((f"{self.path}:{number}", what))
+def _unrepeated(values: list[str]) -> list[str]:
+    if len(set(values)) < len(values):
+        raise ValueError("an item stands twice")
+    return values
 
 
-def _surface(name: str, table: Any, source: _Source) -> Surface:
-    if not isinstance(table, dict) or not _NAME.fullmatch(name):
-        raise source.wrong(name, f"{name!r} must be a table named in lower-case letters, digits and hyphens")
-    if odd := set(table) - _SURFACE_FIELDS:
-        raise source.wrong(min(odd), f"{name}: unknown field {min(odd)!r}; known are {sorted(_SURFACE_FIELDS)}")
-    shelves = tuple(_shelf(name, shelf, source) for shelf in table.get("shelves", ()))
-    ids = [shelf.id for shelf in shelves]
-    if not shelves:
-        raise source.wrong(name, f"{name}: has no shelves")
-    if repeated := {shelf_id for shelf_id in ids if ids.count(shelf_id) > 1}:
-        raise source.wrong(min(repeated), f"{name}: the shelf id {min(repeated)!r} stands twice")
-    return Surface(name=name, shelves=shelves, dedupe=_typed(table, "dedupe", bool, True, name, source))
+def _market(value: str) -> str:
+    if value and value not in ISO_3166:
+        raise ValueError("must be an ISO 3166-1 alpha-2 code, or empty for all others")
+    return value
 
 
-def _shelf(surface: str, table: Any, source: _Source) -> ShelfSpec:
-    shelf_id = table.get("id") if isinstance(table, dict) else None
-    if not isinstance(shelf_id, str) or not _NAME.fullmatch(shelf_id):
-        raise source.wrong(surface, f"{surface}: a shelf needs an id of lower-case letters, digits and hyphens")
-    where, mark = f"{surface}.{shelf_id}", f'"{shelf_id}"'
-    if odd := set(table) - _SHELF_FIELDS:
-        raise source.wrong(mark, f"{where}: unknown field {min(odd)!r}; known are {sorted(_SHELF_FIELDS)}")
-    kind = table.get("source")
-    if kind not in SOURCES:
-        raise source.wrong(mark, f"{where}: source must be one of {', '.join(SOURCES)}")
-    titles = table.get("titles")
-    if not isinstance(titles, dict) or "en" not in titles:
-        raise source.wrong(mark, f'{where}: titles must hold at least "en"')
-    if (kind == "editorial") != ("items" in table):
-        raise source.wrong(mark, f"{where}: items belong to editorial shelves, and only to them")
-    items = table.get("items", {})
-    for market, ids in items.items():
-        if len(set(ids)) < len(ids):
-            raise source.wrong(mark, f"{where}: an item stands twice in the row of market {market!r}")
-    spec = ShelfSpec(
-        id=shelf_id,
-        source=kind,
-        titles={str(locale): str(title) for locale, title in titles.items()},
-        size=_within(table, "size", 12, (1, 200), where, source),
-        minimum=_within(table, "minimum", 4, (1, 200), where, source),
-        depth=_within(table, "depth", 256, (1, 2000), where, source),
-        skip_played=_typed(table, "skip_played", bool, False, where, source),
-        item_keys={str(market): item_keys(map(str, ids)) for market, ids in items.items()},
+_Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
+_Heading = Annotated[str, StringConstraints(min_length=1)]
+_ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+_Market = Annotated[str, AfterValidator(_market)]
+_Row = Annotated[list[_ItemId], Field(min_length=1), AfterValidator(_unrepeated)]
+
+
+class _Table(BaseModel):
+    """A table of the file as it is written: nothing is converted, nothing unknown passes."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _ShelfTable(_Table):
+    id: _Name
+    source: Source
+    titles: dict[str, _Heading]
+    size: int = Field(default=12, ge=1, le=200)
+    minimum: int = Field(default=4, ge=1, le=200)
+    depth: int = Field(default=256, ge=1, le=2000)
+    skip_played: bool = False
+    items: dict[_Market, _Row] | None = Field(default=None, min_length=1)
+
+    @validator(mode="after")
+    def _hangs_together(self) -> Self:
+        if "en" not in self.titles:
+            raise ValueError('titles must hold at least "en"')
+        if not self.minimum <= self.size <= self.depth:
+            raise ValueError("minimum <= size <= depth must hold")
+        if (self.source == "editorial") != (self.items is not None):
+            raise ValueError("items belong to editorial shelves, and only to them")
+        return self
+
+
+class _SurfaceTable(_Table):
+    dedupe: bool = True
+    shelves: list[_ShelfTable] = Field(min_length=1)
+
+    @validator(mode="after")
+    def _names_each_shelf_once(self) -> Self:
+        ids = [shelf.id for shelf in self.shelves]
+        if repeated := {one for one in ids if ids.count(one) > 1}:
+            raise ValueError(f"the shelf id {min(repeated)!r} stands twice")
+        return self
+
+
+_FILE: Final = TypeAdapter(Annotated[dict[_Name, _SurfaceTable], Field(min_length=1)])
+
+
+def _surface(name: str, table: _SurfaceTable) -> Surface:
+    return Surface(name=name, shelves=tuple(map(_shelf, table.shelves)), dedupe=table.dedupe)
+
+
+def _shelf(table: _ShelfTable) -> ShelfSpec:
+    return ShelfSpec(
+        id=table.id,
+        source=table.source,
+        titles={locale.lower(): title for locale, title in table.titles.items()},
+        size=table.size,
+        minimum=table.minimum,
+        depth=table.depth,
+        skip_played=table.skip_played,
+        item_keys={market: item_keys(ids) for market, ids in (table.items or {}).items()},
     )
-    if not spec.minimum <= spec.size <= spec.depth:
-        raise source.wrong(mark, f"{where}: minimum <= size <= depth must hold")
-    return spec
 
 
-def _typed(table: Mapping[str, Any], name: str, kind: type, default: Any, where: str, source: _Source) -> Any:
-    value = table.get(name, default)
-    if type(value) is not kind:
-        raise source.wrong(name, f"{where}: {name} must be {kind.__name__}")
-    return value
+def _violation(path: Path, text: str, place: Sequence[str | int], what: str) -> tuple[str, str]:
+    """A mistake with its file and line, and the field as a path such as home.shelves[0].size."""
+    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".") or "surfaces"
+    return f"{path}:{_line_of(text, place)}", f"{field}: {what.removeprefix('Value error, ')}"
 
 
-def _within(
-    table: Mapping[str, Any], name: str, default: int, bounds: tuple[int, int], where: str, source: _Source
-) -> int:
-    value: int = _typed(table, name, int, default, where, source)
-    if not bounds[0] <= value <= bounds[1]:
-        raise source.wrong(name, f"{where}: {name} must be {bounds[0]} to {bounds[1]}")
-    return value
+def _line_of(text: str, place: Sequence[str | int]) -> int:
+    """The line of a field in its own table, else of the table's header, else the first."""
+    lines, names = text.splitlines(), [re.escape(str(step)) for step in place]
+    shelf = next((step for step in place if isinstance(step, int)), None)
+    header = re.compile(rf"\s*\[+\s*{names[0] if names else ''}{'' if shelf is None else '.shelves'}\s*\]")
+    heads = [number for number, line in enumerate(lines, 1) if header.match(line)]
+    if not heads:
+        return next((number for number, line in enumerate(lines, 1) if names and re.match(rf"\s*{names[0]}", line)), 1)
+    head = heads[min(shelf or 0, len(heads) - 1)]
+    for number in range(head + 1, len(lines) + 1):
+        if lines[number - 1].lstrip().startswith("["):
+            break
+        if any(re.match(rf'\s*"?{name}"?\s*=', lines[number - 1]) for name in names[1:]):
+            return number
+    return head

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -224,10 +225,10 @@ def _announce(endpoints: Endpoints) -> None:
 
 
 def _masked(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON, with the password in the Redis URL masked."""
+    """The settings as JSON, with the Redis URL masked in both places that may hold a password."""
     said = settings.model_dump(mode="json")
-    scheme, at, host = said["redis"].rpartition("@")
-    return said | {"redis": f"{scheme.partition('://')[0]}://***{at}{host}" if at else host}
+    url = re.sub(r"//[^/]*@", "//***@", said["redis"])
+    return said | {"redis": re.sub(r"password=[^&]*", "password=***", url)}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from features.errors import MantelError
 from features.index import use_one_thread
 from features.listener_store import ListenerStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
@@ -67,10 +68,13 @@ class DataPlane:
 
     async def _refresh(self) -> None:
         try:
-            await self.snapshots.refresh()
             self.reload_identities()
+        except MantelError:
+            _log.exception("the principals stay as they were")
+        try:
+            await self.snapshots.refresh()
         except Exception:  # noqa: BLE001  # a worker serves on, whatever its housekeeping meets
-            _log.exception("housekeeping failed, everything stays as it was")
+            _log.exception("the snapshot stays as it was")
 
     async def _beat_on(self, started_at: float) -> None:
         """Beats also while a large snapshot loads: what a living worker serves must not be collected."""

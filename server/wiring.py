@@ -114,7 +114,7 @@ class IdentityFile:
         """Loads the principals."""
         self._state = State(settings.state)
         self._development = settings.on_loopback
-        self._changed_at = self._mtime()
+        self._read = self._version()
         self._identities = load_identities(self._state, development=self._development)
 
     def __call__(self) -> Identities:
@@ -131,13 +131,17 @@ class IdentityFile:
 
     def reload(self) -> None:
         """Loads the principals anew if their file has changed."""
-        changed_at = self._mtime()
-        if changed_at != self._changed_at:
+        found = self._version()
+        if found != self._read:
+            self._read = found  # also if it is broken, which is told once
             self._identities = load_identities(self._state, development=self._development)
-            self._changed_at = changed_at
 
-    def _mtime(self) -> float:
-        return self._state.tokens.stat().st_mtime if self._state.tokens.exists() else 0.0
+    def _version(self) -> tuple[int, int]:
+        """Tells versions of the file apart: it is replaced whole, so also two within one tick of the clock."""
+        if not self._state.tokens.exists():
+            return 0, 0
+        found = self._state.tokens.stat()
+        return found.st_ino, found.st_mtime_ns
 
 
 def _guard(settings: Settings, identities: Callable[[], Identities], metrics: Metrics) -> Guard:

@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.errors import ListeningError
+from features.errors import ListeningError, WrongState
 from features.offline.lastfm import ImportSummary, convert
 from features.offline.listening import ListeningData, open_listening
 
@@ -135,6 +135,6 @@ def test_an_import_replaces_nothing_but_an_import(tiny: Path, tmp_path: Path) ->
     """A folder with something else in it is refused and left as it is."""
     (tmp_path / "W").mkdir()
     (tmp_path / "W" / "thesis.txt").write_text("mine")
-    with pytest.raises(ListeningError, match="something else"):
+    with pytest.raises(WrongState, match="is no import"):
         convert(tiny, tmp_path / "W")
     assert (tmp_path / "W" / "thesis.txt").read_text() == "mine"

@@ -180,7 +180,7 @@ def test_check_refuses_what_serve_would_refuse(tmp_path: Path) -> None:
     for flags, said in {
         ("--workers", "0"): "workers: ",
         ("--host", "192.0.2.1"): "host: ",
-        ("--surfaces", str(surfaces)): f"{surfaces}:1: home: has no shelves",
+        ("--surfaces", str(surfaces)): f"{surfaces}:1: home.shelves: Field required",
     }.items():
         done = check(tmp_path / "state", *flags)
         assert (done.returncode, done.stdout) == (2, "")

@@ -11,7 +11,7 @@ from features.keys import item_keys
 from features.offline.cards import item_id_of
 from features.snapshot import FOREVER, Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import DEFAULT_SURFACES, SOURCES, load_surfaces
+from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from tests.conftest import Store, serving
 from tests.wire import get_home, page_of
 
@@ -30,34 +30,44 @@ items = { GB = ["t1", "t2"], "" = ["t3"] }
 """
 # what is written -> (line, what is said)
 WRONG = {
-    "[home]\n": (1, "home: has no shelves"),
-    'home = "picked"\n': (1, "'home' must be a table"),
-    SHELF.replace("home", "Home"): (1, "'Home' must be a table named in lower-case"),
-    SHELF.replace("home", "ho_me"): (1, "'ho_me' must be a table named in lower-case"),
-    f"[home]\nrows = 2\n{SHELF}": (2, "home: unknown field 'rows'; known are ['dedupe', 'shelves']"),
-    f"[home]\ndedupe = 1\n{SHELF}": (2, "home: dedupe must be bool"),
-    SHELF.replace('id = "picked"\n', ""): (1, "home: a shelf needs an id"),
-    SHELF.replace('"picked"', "7"): (1, "home: a shelf needs an id"),
-    SHELF.replace("picked", "Picked!"): (1, "home: a shelf needs an id"),
-    "[home]\nshelves = [3]\n": (1, "home: a shelf needs an id"),
-    SHELF + SHELF: (2, "home: the shelf id 'picked' stands twice"),
-    f"{SHELF}colour = 1\n": (2, "home.picked: unknown field 'colour'; known are"),
-    SHELF.replace("taste", "luck"): (2, f"home.picked: source must be one of {', '.join(SOURCES)}"),
-    SHELF.replace('source = "taste"\n', ""): (2, "home.picked: source must be one of"),
-    SHELF.replace("en =", "de ="): (2, 'home.picked: titles must hold at least "en"'),
-    SHELF.replace('{ en = "Picked" }', '"Picked"'): (2, 'home.picked: titles must hold at least "en"'),
-    SHELF + 'items = { "" = ["t1"] }\n': (2, "home.picked: items belong to editorial shelves, and only to them"),
-    SHELF.replace("taste", "editorial"): (2, "home.picked: items belong to editorial shelves, and only to them"),
-    EDITORIAL.replace("t2", "t1"): (2, "home.chosen: an item stands twice in the row of market 'GB'"),
-    f'{SHELF}size = "12"\n': (5, "home.picked: size must be int"),
-    f"{SHELF}size = true\n": (5, "home.picked: size must be int"),
-    f"{SHELF}size = 0\n": (5, "home.picked: size must be 1 to 200"),
-    f"{SHELF}size = 201\n": (5, "home.picked: size must be 1 to 200"),
-    f"{SHELF}minimum = 0\n": (5, "home.picked: minimum must be 1 to 200"),
-    f"{SHELF}depth = 2001\n": (5, "home.picked: depth must be 1 to 2000"),
-    f'{SHELF}skip_played = "no"\n': (5, "home.picked: skip_played must be bool"),
-    f"{SHELF}size = 3\n": (2, "home.picked: minimum <= size <= depth must hold"),
-    f"{SHELF}depth = 11\n": (2, "home.picked: minimum <= size <= depth must hold"),
+    "": (1, "surfaces: Dictionary should have at least 1 item"),
+    "[home]\n": (1, "home.shelves: Field required"),
+    'home = "picked"\n': (1, "home: Input should be a valid dictionary"),
+    "[home]\nshelves = 3\n": (2, "home.shelves: Input should be a valid list"),
+    "[home]\nshelves = [3]\n": (1, "home.shelves[0]: Input should be a valid dictionary"),
+    SHELF.replace("home", "Home"): (1, "Home.[key]: String should match pattern"),
+    SHELF.replace("home", "ho_me"): (1, "ho_me.[key]: String should match pattern"),
+    f"[home]\nrows = 2\n{SHELF}": (2, "home.rows: Extra inputs are not permitted"),
+    f"[home]\ndedupe = 1\n{SHELF}": (2, "home.dedupe: Input should be a valid boolean"),
+    SHELF.replace('id = "picked"\n', ""): (1, "home.shelves[0].id: Field required"),
+    SHELF.replace('"picked"', "7"): (2, "home.shelves[0].id: Input should be a valid string"),
+    SHELF.replace("picked", "Picked!"): (2, "home.shelves[0].id: String should match pattern"),
+    SHELF + SHELF: (1, "home: the shelf id 'picked' stands twice"),
+    f"{SHELF}colour = 1\n": (5, "home.shelves[0].colour: Extra inputs are not permitted"),
+    SHELF.replace("taste", "luck"): (3, "home.shelves[0].source: Input should be 'taste', "),
+    SHELF.replace('source = "taste"\n', ""): (1, "home.shelves[0].source: Field required"),
+    SHELF.replace("en =", "de ="): (1, 'home.shelves[0]: titles must hold at least "en"'),
+    SHELF.replace('"Picked"', '""'): (4, "home.shelves[0].titles.en: String should have at least 1 character"),
+    SHELF.replace('"Picked"', "5"): (4, "home.shelves[0].titles.en: Input should be a valid string"),
+    SHELF.replace('{ en = "Picked" }', '"Picked"'): (4, "home.shelves[0].titles: Input should be a valid dictionary"),
+    SHELF + 'items = { "" = ["t1"] }\n': (1, "home.shelves[0]: items belong to editorial shelves, and only to them"),
+    SHELF.replace("taste", "editorial"): (1, "home.shelves[0]: items belong to editorial shelves, and only to them"),
+    EDITORIAL.replace("t2", "t1"): (5, "home.shelves[0].items.GB: an item stands twice"),
+    EDITORIAL.replace("GB", "UK"): (5, "home.shelves[0].items.UK.[key]: must be an ISO 3166-1 alpha-2 code"),
+    EDITORIAL.replace('["t1", "t2"]', '"t1"'): (5, "home.shelves[0].items.GB: Input should be a valid list"),
+    EDITORIAL.replace('"t2"', '["t2"]'): (5, "home.shelves[0].items.GB[1]: Input should be a valid string"),
+    EDITORIAL.replace('"t2"', "2"): (5, "home.shelves[0].items.GB[1]: Input should be a valid string"),
+    EDITORIAL.replace('["t1", "t2"]', "[]"): (5, "home.shelves[0].items.GB: List should have at least 1 item"),
+    f'{SHELF}size = "12"\n': (5, "home.shelves[0].size: Input should be a valid integer"),
+    f"{SHELF}size = true\n": (5, "home.shelves[0].size: Input should be a valid integer"),
+    f"{SHELF}size = 0\n": (5, "home.shelves[0].size: Input should be greater than or equal to 1"),
+    f"{SHELF}size = 201\n": (5, "home.shelves[0].size: Input should be less than or equal to 200"),
+    f"{SHELF}{EDITORIAL}size = 0\n": (10, "home.shelves[1].size: Input should be greater than or equal to 1"),
+    f"{SHELF}minimum = 0\n": (5, "home.shelves[0].minimum: Input should be greater than or equal to 1"),
+    f"{SHELF}depth = 2001\n": (5, "home.shelves[0].depth: Input should be less than or equal to 2000"),
+    f'{SHELF}skip_played = "no"\n': (5, "home.shelves[0].skip_played: Input should be a valid boolean"),
+    f"{SHELF}size = 3\n": (1, "home.shelves[0]: minimum <= size <= depth must hold"),
+    f"{SHELF}depth = 11\n": (1, "home.shelves[0]: minimum <= size <= depth must hold"),
 }
 
 
@@ -71,6 +81,32 @@ def test_a_mistake_is_told_with_file_and_line(tmp_path: Path, text: str, line: i
     ((where, what),) = error.value.violations
     assert where == f"{path}:{line}"
     assert what.startswith(said)
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    """Nobody mends a file one error at a time."""
+    path = tmp_path / "surfaces.toml"
+    path.write_text(f"{SHELF}size = 0\ndepth = 0\n")
+    with pytest.raises(InvalidInput) as error:
+        load_surfaces(path)
+    assert [where.rpartition(":")[2] for where, _ in error.value.violations] == ["5", "6"]
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8."""
+    path = tmp_path / "surfaces.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidInput, match=r"surfaces\.toml: is not TOML"):
+        load_surfaces(path)
+
+
+def test_a_title_falls_back_to_the_next_wider_locale(tmp_path: Path) -> None:
+    """zh-Hant-TW, zh-Hant, zh, then English; whatever the case."""
+    path = tmp_path / "surfaces.toml"
+    path.write_text(SHELF.replace('en = "Picked"', 'en = "Picked", zh-Hant = "精選", de = "Ausgewählt"'))
+    (shelf,) = load_surfaces(path)["home"].shelves
+    wanted = {"zh-Hant-TW": "精選", "zh-hant": "精選", "zh": "Picked", "de-CH": "Ausgewählt", "": "Picked"}
+    assert {locale: shelf.title(locale) for locale in wanted} == wanted
 
 
 def test_what_is_no_toml_is_told_with_its_place(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.errors import ListeningError
+from features.errors import ListeningError, WrongState
 from features.offline import world_items, world_listening
 from features.offline.listening import open_listening
 from features.offline.world import WorldSettings, WorldSummary, generate
@@ -106,7 +106,7 @@ def test_only_a_world_is_replaced(tmp_path: Path) -> None:
     assert prints(second.folder) == prints(World(tmp_path / "again", SMALL).folder)
     (tmp_path / "W" / "world.json").unlink()
     before = prints(tmp_path / "W")
-    with pytest.raises(ListeningError, match="something else"):
+    with pytest.raises(WrongState, match="is no world"):
         generate(tmp_path / "W", settings=SMALL, progress=lambda *_: None)
     assert prints(tmp_path / "W") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["W", "again"]

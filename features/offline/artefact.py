@@ -16,16 +16,18 @@ from features.snapshot import COLUMNS, MANIFEST, sha256_of
 
 
 @contextmanager
-def aside(out: Path) -> Iterator[Path]:
+def aside(out: Path, *, mark: str = MANIFEST, kind: str = "snapshot") -> Iterator[Path]:
     """Gives an empty folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
 
-    A snapshot at `out` is replaced: between two renames there is an instant without either, never a mixture.
+    What stands at `out` is replaced if it holds the file `mark`, and so is of the same kind: between two renames there
+    is an instant without either, never a mixture.
 
     Raises:
-        WrongState: something else than a snapshot stands at `out`.
+        WrongState: something of another kind stands at `out`.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise WrongState(f"{out} exists and is no snapshot; name another place or remove it")
+    out = out.resolve()
+    if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise WrongState(f"{out} exists and is no {kind}; name another place or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

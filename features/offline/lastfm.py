@@ -5,13 +5,13 @@ others are UTF-8. It tells no time of a play and no market, so these stay absent
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from features.errors import ListeningError
+from features.offline.artefact import aside
 from features.offline.listening import EXAMPLES, Rejections
 
 GENRES_PER_ARTIST = 8
@@ -41,7 +41,9 @@ class ImportSummary:
 def convert(source: Path, out: Path) -> ImportSummary:
     """Read the `.dat` files in `source` and write listening tables to `out`: new, empty, or of an earlier import.
 
-    ListeningError names the file or column that is missing, or what stands in the way.
+    Raises:
+        ListeningError: naming the file or column that is missing.
+        WrongState: something else than an import stands at `out`.
     """
     report = Rejections()
     artists, plays, tags, given = (_read(source, name, report) for name in COLUMNS)
@@ -136,15 +138,8 @@ def _listeners(plays: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(out: Path, tables: dict[str, pl.DataFrame]) -> None:
-    """Write the tables beside `out`, then rename, so that a half-written import is never read."""
-    if out.exists() and not (out / MARK).is_file() and (out.is_file() or any(out.iterdir())):
-        raise ListeningError(f"{out} holds something else than an import: name an empty or a new directory")
-    aside = out.resolve().with_name(f".{out.resolve().name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for table, frame in tables.items():
-        frame.write_parquet(aside / f"{table}.parquet")
-    told = {"source": "HetRec 2011 Last.fm", "counts": {table: frame.height for table, frame in tables.items()}}
-    (aside / MARK).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    with aside(out, mark=MARK, kind="import") as folder:
+        for table, frame in tables.items():
+            frame.write_parquet(folder / f"{table}.parquet")
+        told = {"source": "HetRec 2011 Last.fm", "counts": {table: frame.height for table, frame in tables.items()}}
+        (folder / MARK).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

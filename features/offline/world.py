@@ -6,17 +6,19 @@ its scenes. A session is of one taste. The tastes are kept in `hidden/tastes.par
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
-from features.errors import ListeningError
+from features.offline.artefact import aside
 from features.offline.world_catalogue import WorldSettings, draw_catalogue
 from features.offline.world_items import write_items
 from features.offline.world_listening import write_listening
 from features.offline.world_tables import Progress
 
 __all__ = ["WorldSettings", "WorldSummary", "generate"]
+
+MARK: Final = "world.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +32,18 @@ class WorldSummary:
 
 
 def generate(out: Path, *, settings: WorldSettings, progress: Progress) -> WorldSummary:
-    """Write a world, aside until it is whole; it replaces an older one in `out`, anything else is a ListeningError."""
-    if out.exists() and not (out / "world.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise ListeningError(f"{out} holds something else than a world: name an empty or a new directory")
-    aside = out.resolve().with_name(f".{out.resolve().name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    for folder in ("listens", "hidden"):
-        (aside / folder).mkdir(parents=True)
-    catalogue = draw_catalogue(settings)
-    write_items(aside, catalogue, settings, progress)
-    listens, plays = write_listening(aside, catalogue, settings, progress)
-    summary = WorldSummary(items=settings.items, listeners=settings.listeners, listens=listens, plays=plays)
-    told = {"settings": {**asdict(settings), "until": settings.until.isoformat()}, "counts": asdict(summary)}
-    (aside / "world.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    """Write a world to `out`, whole or not at all.
+
+    Raises:
+        WrongState: something else than a world stands at `out`.
+    """
+    with aside(out, mark=MARK, kind="world") as folder:
+        for part in ("listens", "hidden"):
+            (folder / part).mkdir()
+        catalogue = draw_catalogue(settings)
+        write_items(folder, catalogue, settings, progress)
+        listens, plays = write_listening(folder, catalogue, settings, progress)
+        summary = WorldSummary(items=settings.items, listeners=settings.listeners, listens=listens, plays=plays)
+        told = {"settings": {**asdict(settings), "until": settings.until.isoformat()}, "counts": asdict(summary)}
+        (folder / MARK).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return summary
