@@ -139,6 +139,8 @@ def decode(
         start = _BODY + 2 * dimension
         parts.append((frame, start, n_recent))
         _add_genres(weights[row], frame, start + _RECENT_BYTES * n_recent, n_genre)
+    broken = ~np.isfinite(vectors).all(axis=1)  # written so: its checksum is right
+    known[broken], vectors[broken] = Known.INVALID, 0
     keys, days, plays = _recents(parts)
     return Listeners(
         known=known,

@@ -44,11 +44,12 @@ def assemble(
 
 def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners) -> Lines:
     """One line for each shelf that each listener can have."""
+    has_taste = np.any(listeners.vectors != 0, axis=1)  # a listener whom training could not place has a vector of zeros
     drawn = [
         (number, slot, spec, query.surface.dedupe)
         for number, query in enumerate(queries)
         for slot, spec in enumerate(_shelves(query))
-        if _possible(spec, Known(listeners.known[number]))
+        if spec.source != "taste" or has_taste[number]
     ]
     specs = tuple(spec for _, _, spec, _ in drawn)
     allow = [query.allow_explicit for query in queries]
@@ -69,11 +70,6 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners) -> Lines:
 
 def _shelves(query: HomeQuery) -> tuple[ShelfSpec, ...]:
     return query.surface.shelves[: query.shelves or None]
-
-
-def _possible(spec: ShelfSpec, known: Known) -> bool:
-    """Whether a shelf can be filled: one of taste needs a listener's vector; lists need nothing."""
-    return spec.source != "taste" or known is Known.RECORD
 
 
 def _page(

@@ -170,6 +170,18 @@ def test_played_items_leave_shelves_that_skip_them(snapshot: Snapshot, records: 
     assert repeated > 0
 
 
+def test_a_listener_without_direction_gets_lists(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """A record whose vector is zero is no fault and no cold start, but there is nothing to search with."""
+    user, frame = next(iter(records.items()))
+    listeners = read(snapshot, [frame])
+    surface = Surface(name="two", shelves=(spec("taste", "taste"), spec("popular", "popular")))
+    query = HomeQuery(user_id=user, surface=surface, now=NOW)
+    nowhere = replace(listeners, vectors=np.zeros_like(listeners.vectors))
+    ((home,), _) = assemble((query,), nowhere, snapshot, clock=time.perf_counter)
+    assert [shelf.spec.id for shelf in home.shelves] == ["popular"]
+    assert (home.cold_start, home.degraded, home.coverage) == (False, (), 100)
+
+
 def test_a_failing_search_costs_its_shelves_only(snapshot: Snapshot, records: dict[str, bytes]) -> None:
     """FAISS raises: lists are served, RETRIEVAL_PARTIAL, coverage says how much is missing."""
 

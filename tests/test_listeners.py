@@ -1,5 +1,7 @@
 """Listener records: what is written is what is read, and nothing else is believed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,6 +88,18 @@ def test_another_space_or_dimension_is_invalid() -> None:
     frame = encode(draw(1), SPACE)
     assert decode([frame], space_id=SPACE + 1, dimension=16, genres=9).known.tolist() == [Known.INVALID]
     assert decode([frame], space_id=SPACE, dimension=32, genres=9).known.tolist() == [Known.INVALID]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_no_vector_is_invalid(value: float) -> None:
+    """A checksum says that bytes are whole, not that they make sense."""
+    record = draw(1)
+    vector = record.vector.copy()
+    vector[3] = value
+    frame = encode(replace(record, vector=vector), SPACE)
+    read = decode([frame], space_id=SPACE, dimension=16, genres=9)
+    assert read.known.tolist() == [Known.INVALID]
+    assert not read.vectors.any()
 
 
 def test_what_is_missing_has_the_reason_that_the_store_gives() -> None:
