@@ -1,14 +1,14 @@
 """What may not be shown. A filter marks a fate and never deletes; the first mark stays."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.listeners import Listeners
 from features.snapshot import Snapshot
+from ranking.history import History
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
 Mask = NDArray[np.bool_]  # [line, candidate]
@@ -21,7 +21,7 @@ class Asked:
 
     queries: tuple[HomeQuery, ...]
     lines: Lines
-    listeners: Listeners
+    history: History
     snapshot: Snapshot
     rows: NDArray[np.int64]  # [line, candidate]; padding points at row 0
 
@@ -68,7 +68,18 @@ def played(asked: Asked) -> Mask:
     """Items that the listener played, on shelves that show only what was not."""
     if not asked.lines.skip_played.any():
         return np.zeros(asked.rows.shape, np.bool_)
-    return _among(asked, _recent_keys(asked.listeners)) & asked.lines.skip_played[:, None]
+    pairs = np.sort(asked.history.query << 32 | asked.history.row)
+    return _paired(asked, pairs) & asked.lines.skip_played[:, None]
+
+
+def off_genre(asked: Asked) -> Mask:
+    """On a genre's shelf, items that are not of it."""
+    genre = np.where(asked.lines.source == "genre", asked.lines.subject, -1)[:, None]
+    if not (genre >= 0).any():
+        return np.zeros(asked.rows.shape, np.bool_)
+    theirs = asked.snapshot.columns["genre"][asked.rows]
+    among: Mask = np.any(theirs == genre[:, :, None], axis=2)
+    return (genre >= 0) & ~among
 
 
 FILTERS: Final[tuple[tuple[Fate, Callable[[Asked], Mask]], ...]] = (
@@ -78,24 +89,20 @@ FILTERS: Final[tuple[tuple[Fate, Callable[[Asked], Mask]], ...]] = (
     (Fate.HIDDEN, hidden),
     (Fate.EXCLUDED, excluded),
     (Fate.PLAYED, played),
+    (Fate.OFF_GENRE, off_genre),
 )
 
 
 def drop(
-    queries: tuple[HomeQuery, ...], lines: Lines, listeners: Listeners, snapshot: Snapshot, candidates: Candidates
+    queries: tuple[HomeQuery, ...], lines: Lines, history: History, snapshot: Snapshot, candidates: Candidates
 ) -> Candidates:
     """Marks every candidate that a filter drops."""
     rows = np.maximum(candidates.rows, 0)
-    asked = Asked(queries=queries, lines=lines, listeners=listeners, snapshot=snapshot, rows=rows)
+    asked = Asked(queries=queries, lines=lines, history=history, snapshot=snapshot, rows=rows)
     fate = candidates.fate.copy()
     for mark, finds in FILTERS:
         fate[finds(asked) & (fate == Fate.KEPT)] = mark
     return replace(candidates, fate=fate)
-
-
-def _recent_keys(listeners: Listeners) -> Iterator[NDArray[np.uint64]]:
-    for start, stop in zip(listeners.recent_start[:-1], listeners.recent_start[1:], strict=True):
-        yield listeners.recent_keys[start:stop]
 
 
 def _among(asked: Asked, keys: Iterable[NDArray[np.uint64] | None]) -> Mask:
@@ -106,7 +113,11 @@ def _among(asked: Asked, keys: Iterable[NDArray[np.uint64] | None]) -> Mask:
         return np.zeros(asked.rows.shape, np.bool_)
     rows = asked.snapshot.rows_of(np.concatenate(per_query))
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    pairs = np.sort((owner << 32 | rows)[rows >= 0])
+    return _paired(asked, np.sort((owner << 32 | rows)[rows >= 0]))
+
+
+def _paired(asked: Asked, pairs: NDArray[np.int64]) -> Mask:
+    """Which candidates are among ascending (query, row) pairs."""
     if not len(pairs):
         return np.zeros(asked.rows.shape, np.bool_)
     wanted = asked.lines.query[:, None] << 32 | asked.rows

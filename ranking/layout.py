@@ -43,6 +43,6 @@ def _show(
     return found
 
 
-def _sink(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sink(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scores with everything that is not a finite number at the bottom."""
-    return np.where(np.isfinite(scores), scores, -np.inf).astype(np.float32)
+    return np.where(np.isfinite(scores), scores, -np.inf)

@@ -1,26 +1,40 @@
-"""Fills lines with candidates: one search for all listener-like queries of the batch, and lists for the rest."""
+"""Fills lines with candidates: one search for all listener-like queries of the batch, and columns for the rest."""
+
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.listeners import Listeners
 from features.snapshot import Snapshot
-from ranking.types import Candidates, Fate, Lines
+from ranking.history import History
+from ranking.params import INDEX, column
+from ranking.types import Candidates, Fate, HomeQuery, Lines
+
+SEARCHED: Final = ("taste", "discover", "genre")
 
 
-def retrieve(lines: Lines, listeners: Listeners, snapshot: Snapshot) -> tuple[Candidates, NDArray[np.bool_]]:
+def retrieve(
+    queries: tuple[HomeQuery, ...], lines: Lines, listeners: Listeners, history: History, snapshot: Snapshot
+) -> tuple[Candidates, NDArray[np.bool_]]:
     """Candidates of every line, and which lines' retrieval failed, `[line]`."""
     width = int(lines.depth.max(initial=0))
     rows = np.full((len(lines), width), -1, np.int64)
-    scores = np.full((len(lines), width), -np.inf, np.float32)
+    scores = np.full((len(lines), width), -np.inf)
     failed = np.zeros(len(lines), np.bool_)
-    taste = np.flatnonzero(lines.source == "taste")
-    if len(taste):
-        failed[taste] = not _search(taste, lines, listeners, snapshot, (rows, scores))
-    for line in np.flatnonzero(lines.source != "taste"):
-        found = _listed(int(line), lines, snapshot)[:width]
-        rows[line, : len(found)] = found
-        scores[line, : len(found)] = 1 / np.arange(1, len(found) + 1)  # the list's own order
+    searched = np.isin(lines.source, SEARCHED)
+    here = np.flatnonzero(searched)
+    if len(here):
+        vectors = _vectors(here, queries, lines, listeners, snapshot)
+        depth = int(lines.depth[here].max())
+        try:  # at the deepest line's depth: shallower ones are masked (sound for flat and IVF indexes)
+            scores[here, :depth], rows[here, :depth] = snapshot.retriever.search(vectors, depth)
+        except RuntimeError:  # what FAISS raises; the page goes on without these lines
+            failed[here] = True
+    for line in np.flatnonzero(~searched):
+        found, affinity = _listed(int(line), queries, lines, listeners, history, snapshot)
+        rows[line, : len(found)] = found[:width]
+        scores[line, : len(found)] = affinity[:width]
     padding = (rows < 0) | (np.arange(width) >= lines.depth[:, None])
     rows[padding] = -1
     scores[padding] = -np.inf
@@ -28,30 +42,73 @@ def retrieve(lines: Lines, listeners: Listeners, snapshot: Snapshot) -> tuple[Ca
     return Candidates(rows=rows, scores=scores, fate=fate), failed
 
 
-def _search(
-    taste: NDArray[np.int64],
+def _vectors(
+    here: NDArray[np.int64],
+    queries: tuple[HomeQuery, ...],
     lines: Lines,
     listeners: Listeners,
     snapshot: Snapshot,
-    out: tuple[NDArray[np.int64], NDArray[np.float32]],
-) -> bool:
-    """Searches at the deepest line's depth; shallower lines are masked (sound for flat and IVF indexes)."""
-    depth = int(lines.depth[taste].max())
-    try:
-        scores, rows = snapshot.retriever.search(listeners.vectors[lines.query[taste]], depth)
-    except RuntimeError:  # what FAISS raises; the page goes on without these lines
-        return False
-    out[0][taste, :depth] = rows
-    out[1][taste, :depth] = scores
-    return True
+) -> NDArray[np.float32]:
+    """The query of each searched line: the listener's own vector, perturbed, or a genre's leaning to the listener."""
+    own = listeners.vectors[lines.query[here]].astype(np.float64)
+    length = np.linalg.norm(own, axis=1, keepdims=True)
+    source, params = lines.source[here], lines.params[here]
+    seeds = np.array([query.seed for query in queries], np.uint64)[lines.query[here]]
+    noise = np.where(source == "discover", params[:, INDEX["discovery_noise"]], 0.0)[:, None]
+    vectors = own + noise * length * _unit(_normal(seeds + lines.slot[here].astype(np.uint64), own.shape[1]))
+    genre = source == "genre"
+    if genre.any():
+        lean = column(params[genre], "genre_lean")
+        centre = _unit(snapshot.columns["genre_centroid"][lines.subject[here[genre]]].astype(np.float64))
+        vectors[genre] = length[genre] * (lean * _unit(own[genre]) + (1 - lean) * centre)
+    return np.asarray(vectors, np.float32)
 
 
-def _listed(line: int, lines: Lines, snapshot: Snapshot) -> NDArray[np.int64]:
-    """The rows of a list, best first: popular in the market (else worldwide), or the editors' for it (else for all)."""
-    spec, market = lines.specs[line], lines.market[lines.query[line]]
-    if spec.source == "popular":
-        rows: NDArray[np.int64] = snapshot.columns["popular"][snapshot.market_index.get(market, -1) + 1]
-        return rows
-    keys = spec.item_keys.get(market, spec.item_keys.get("", np.empty(0, np.uint64)))
-    found = snapshot.rows_of(keys)
-    return found[found >= 0]
+def _listed(
+    line: int,
+    queries: tuple[HomeQuery, ...],
+    lines: Lines,
+    listeners: Listeners,
+    history: History,
+    snapshot: Snapshot,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The rows of a line that needs no search, with their affinity."""
+    spec, query = lines.specs[line], int(lines.query[line])
+    market = lines.market[query]
+    if spec.source == "history":
+        mine = history.of(query)
+        now = np.full(query + 1, queries[query].now)
+        weight = mine.weight(now, np.full(query + 1, lines.params[line, INDEX["recency_half_life_days"]]))
+        order = np.lexsort((mine.row, -weight))
+        return mine.row[order], weight[order]
+    if spec.source == "neighbours":
+        place = np.searchsorted(snapshot.columns["neighbour_row"], lines.subject[line])
+        cosines = snapshot.columns["neighbour_cosine"][place].astype(np.float64)
+        return snapshot.columns["neighbour"][place].astype(np.int64), cosines
+    if spec.source == "editorial":
+        found = snapshot.rows_of(spec.item_keys.get(market, spec.item_keys.get("", np.empty(0, np.uint64))))
+        rows = found[found >= 0]
+    else:
+        listed = snapshot.columns[spec.source][snapshot.market_index.get(market, -1) + 1][: spec.depth]
+        rows = listed[listed >= 0].astype(np.int64)
+    if spec.source == "newest" and listeners.vectors[query].any():
+        return rows, (snapshot.columns["vector"][rows] @ listeners.vectors[query]).astype(np.float64)
+    return rows, 1 / np.arange(1, len(rows) + 1)  # the list's own order
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(length > 0, vectors / np.where(length > 0, length, 1), 0.0)
+
+
+def _normal(seeds: NDArray[np.uint64], dimension: int) -> NDArray[np.float64]:
+    """Normal deviates `[seed, dimension]`, by SplitMix64 and Box-Muller: one seed's do not depend on the others."""
+    start = seeds[:, None] * np.uint64(2 * dimension)
+    mixed: NDArray[np.uint64] = np.add(start, np.arange(1, 2 * dimension + 1, dtype=np.uint64))
+    mixed = mixed * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    uniform = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    radius = np.sqrt(-2 * np.log1p(-uniform[:, :dimension]))
+    deviates: NDArray[np.float64] = radius * np.cos(2 * np.pi * uniform[:, dimension:])
+    return deviates

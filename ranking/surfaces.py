@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -15,10 +15,13 @@ from pydantic import model_validator as validator
 from features.errors import InvalidInput
 from features.keys import item_keys
 from features.markets import ISO_3166
+from ranking.params import Params, resolve
 
 DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
 
-Source = Literal["taste", "popular", "editorial"]
+MOST_SUBJECTS: Final = 4  # of a listener's anchors or genres, how many may have a shelf
+
+Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular", "newest", "editorial"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class ShelfSpec:
     minimum: int = 4  # with fewer it is dropped
     depth: int = 256  # how many candidates it starts from
     skip_played: bool = False  # shows only what the listener has not played
+    nth: int = 1  # which of the listener's genres, or of the items played most
+    params: Params = field(default_factory=resolve)
     item_keys: Mapping[str, NDArray[np.uint64]]  # editorial: market ("" = any other) -> item keys, best first
 
     def title(self, locale: str) -> str:
@@ -48,6 +53,7 @@ class Surface:
     name: str
     shelves: tuple[ShelfSpec, ...]
     dedupe: bool = True  # an item appears once on the page
+    params: Params = field(default_factory=resolve)
 
 
 def load_surfaces(path: Path) -> Mapping[str, Surface]:
@@ -80,6 +86,12 @@ def _market(value: str) -> str:
     return value
 
 
+def _preset(values: dict[str, float]) -> dict[str, float]:
+    resolve(values)
+    return values
+
+
+_Preset = Annotated[dict[str, float], AfterValidator(_preset)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 _Heading = Annotated[str, StringConstraints(min_length=1)]
 _ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -101,6 +113,8 @@ class _ShelfTable(_Table):
     minimum: int = Field(default=4, ge=1, le=200)
     depth: int = Field(default=256, ge=1, le=2000)
     skip_played: bool = False
+    nth: int = Field(default=1, ge=1, le=MOST_SUBJECTS)
+    params: _Preset = {}
     items: dict[_Market, _Row] | None = Field(default=None, min_length=1)
 
     @validator(mode="after")
@@ -116,6 +130,7 @@ class _ShelfTable(_Table):
 
 class _SurfaceTable(_Table):
     dedupe: bool = True
+    params: _Preset = {}
     shelves: list[_ShelfTable] = Field(min_length=1)
 
     @validator(mode="after")
@@ -130,10 +145,11 @@ _FILE: Final = TypeAdapter(Annotated[dict[_Name, _SurfaceTable], Field(min_lengt
 
 
 def _surface(name: str, table: _SurfaceTable) -> Surface:
-    return Surface(name=name, shelves=tuple(map(_shelf, table.shelves)), dedupe=table.dedupe)
+    shelves = tuple(_shelf(shelf, table.params) for shelf in table.shelves)
+    return Surface(name=name, shelves=shelves, dedupe=table.dedupe, params=resolve(table.params))
 
 
-def _shelf(table: _ShelfTable) -> ShelfSpec:
+def _shelf(table: _ShelfTable, preset: Mapping[str, float]) -> ShelfSpec:
     return ShelfSpec(
         id=table.id,
         source=table.source,
@@ -142,6 +158,8 @@ def _shelf(table: _ShelfTable) -> ShelfSpec:
         minimum=table.minimum,
         depth=table.depth,
         skip_played=table.skip_played,
+        nth=table.nth,
+        params=resolve(preset, table.params),
         item_keys={market: item_keys(ids) for market, ids in (table.items or {}).items()},
     )
 

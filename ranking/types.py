@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ranking.params import Params
 from ranking.surfaces import ShelfSpec, Surface
 
 WORLDWIDE: Final = ""
@@ -25,8 +26,9 @@ class Fate(IntEnum):
     HIDDEN = 6  # the listener hid it
     EXCLUDED = 7  # the request excludes it
     PLAYED = 8  # played already, on a shelf that shows only what was not
-    DUPLICATE = 9  # stands on a shelf further up
-    THIN = 10  # its shelf had too few items left to be shown
+    OFF_GENRE = 9  # found for a genre's shelf, but not of the genre
+    DUPLICATE = 10  # stands on a shelf further up
+    THIN = 11  # its shelf had too few items left to be shown
 
 
 class Degraded(StrEnum):
@@ -57,6 +59,7 @@ class HomeQuery:
     excluded: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys
     hidden: NDArray[np.uint64] | None = None  # item keys as the client knows them; None: not said
     shelves: int = 0  # how many to answer; 0: all
+    seed: int = 0  # of (user, session, surface): what makes a discover shelf differ between sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,8 @@ class Lines:
     skip_played: NDArray[np.bool_]
     dedupe: NDArray[np.bool_]
     source: NDArray[np.str_]
+    subject: NDArray[np.int64]  # the row that neighbours are of, or the genre; -1: none
+    params: Params  # [line, param]
     specs: tuple[ShelfSpec, ...]
     market: tuple[str, ...]  # [query], resolved
     allow_explicit: NDArray[np.bool_]  # [query], resolved
@@ -85,7 +90,7 @@ class Candidates:
     """What was found for each line, `[line, candidate]`; -1 rows are padding."""
 
     rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    scores: NDArray[np.float64]  # what retrieval found, then what orders the line
     fate: NDArray[np.uint8]
 
 
@@ -94,8 +99,9 @@ class Shelf:
     """One row of a page: items best first."""
 
     spec: ShelfSpec
+    subject: int  # the row that neighbours are of, or the genre; -1: none
     rows: NDArray[np.int64]  # [item]
-    scores: NDArray[np.float32]  # [item]
+    scores: NDArray[np.float64]  # [item]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

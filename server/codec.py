@@ -11,17 +11,18 @@ from datetime import datetime
 from typing import Final
 
 from features.errors import InvalidInput, PermissionRefused
-from features.keys import item_keys
+from features.keys import hash64, item_keys
 from features.markets import ISO_3166
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import ShelfSpec, Surface
+from ranking.surfaces import Surface
 from ranking.types import WORLDWIDE, Home, HomeQuery, Shelf
 from server.identity import Principal, Role
 
 MAX_IDS: Final = 1000
 MAX_SHELVES: Final = 50
 MAX_OVERRIDES: Final = 16
+SESSION_S: Final = 1800  # without a session of the client's own
 DEFAULT_SURFACE: Final = "home"
 _USER_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
@@ -34,6 +35,11 @@ _REASONS: Final = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
     "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
     "editorial": home_pb2.REASON_CODE_EDITORS_CHOICE,
+    "discover": home_pb2.REASON_CODE_DISCOVER,
+    "genre": home_pb2.REASON_CODE_GENRE,
+    "neighbours": home_pb2.REASON_CODE_BECAUSE_YOU_PLAY,
+    "history": home_pb2.REASON_CODE_PLAYED_RECENTLY,
+    "newest": home_pb2.REASON_CODE_NEW_RELEASE,
 }
 
 
@@ -64,6 +70,7 @@ def to_query(
         excluded=item_keys(request.exclude_item_ids),
         hidden=item_keys(request.hidden_ids) if request.hidden_ids else None,
         shelves=request.page_size,
+        seed=hash64(f"{request.user_id}|{request.session_id or now // SESSION_S}|{surface.name}"),
     )
 
 
@@ -132,16 +139,30 @@ def join_shelf(shelf: Shelf, snapshot: Snapshot, *, locale: str, market: str) ->
     offsets = snapshot.columns["card_offset"]
     starts, stops = offsets[shelf.rows].tolist(), offsets[shelf.rows + 1].tolist()
     cards, pack = snapshot.cards, _SCORE.pack
-    parts = [_head(shelf.spec, locale, market if market in snapshot.market_index else WORLDWIDE)]
+    parts = [_head(shelf, _reason_args(shelf, snapshot, market), locale)]
     for start, stop, score in zip(starts, stops, shelf.scores.tolist(), strict=True):
         parts += (_ITEMS_TAG, _varint(stop - start + _SCORE.size), cards[start:stop], pack(_SCORE_TAG, score))
     return b"".join(parts)
 
 
-def _head(spec: ShelfSpec, locale: str, market: str) -> bytes:
-    args = [market] if spec.source == "popular" else []
+def _reason_args(shelf: Shelf, snapshot: Snapshot, market: str) -> list[str]:
+    """What the shelf is of: a market, the title of what the listener plays, or a genre."""
+    if shelf.spec.source == "popular":
+        return [market if market in snapshot.market_index else WORLDWIDE]
+    if shelf.spec.source == "neighbours":
+        start, stop = snapshot.columns["card_offset"][shelf.subject : shelf.subject + 2].tolist()
+        return [home_pb2.Item.FromString(snapshot.cards[start:stop]).title]
+    if shelf.spec.source == "genre":
+        return [snapshot.manifest.genres[shelf.subject]]
+    return []
+
+
+def _head(shelf: Shelf, args: list[str], locale: str) -> bytes:
+    """A shelf without its items; "{0}" in a heading stands for the reason's argument."""
+    spec = shelf.spec
+    title = spec.title(locale).replace("{0}", args[0] if args else "")
     reason = home_pb2.Reason(code=_REASONS[spec.source], args=args)
-    return home_pb2.Shelf(id=spec.id, kind=spec.source, title=spec.title(locale), reason=reason).SerializeToString()
+    return home_pb2.Shelf(id=spec.id, kind=spec.source, title=title, reason=reason).SerializeToString()
 
 
 def _varint(number: int) -> bytes:

@@ -22,6 +22,11 @@ _REASONS = {
     home_pb2.REASON_CODE_YOUR_TASTE: "near your taste",
     home_pb2.REASON_CODE_POPULAR_IN_MARKET: "popular in {0}",
     home_pb2.REASON_CODE_EDITORS_CHOICE: "chosen by our editors",
+    home_pb2.REASON_CODE_BECAUSE_YOU_PLAY: "because you play {0}",
+    home_pb2.REASON_CODE_GENRE: "{0}",
+    home_pb2.REASON_CODE_NEW_RELEASE: "newly released",
+    home_pb2.REASON_CODE_DISCOVER: "something to discover",
+    home_pb2.REASON_CODE_PLAYED_RECENTLY: "played recently",
 }
 
 

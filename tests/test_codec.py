@@ -16,11 +16,16 @@ from server.codec import encode_home
 from tests.conftest import Served, Store, serving
 from tests.wire import get_home, page_of
 
-TITLES = {"en": "Picked", "de": "Ausgewählt", "de-at": "Ausg'sucht"}
+TITLES = {"en": "Picked {0}", "de": "Ausgewählt", "de-at": "Ausg'sucht"}
 REASONS = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
     "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
     "editorial": home_pb2.REASON_CODE_EDITORS_CHOICE,
+    "discover": home_pb2.REASON_CODE_DISCOVER,
+    "genre": home_pb2.REASON_CODE_GENRE,
+    "neighbours": home_pb2.REASON_CODE_BECAUSE_YOU_PLAY,
+    "history": home_pb2.REASON_CODE_PLAYED_RECENTLY,
+    "newest": home_pb2.REASON_CODE_NEW_RELEASE,
 }
 STATIC = {"item_id", "kind", "title", "subtitle", "image_uri", "explicit"}
 
@@ -46,6 +51,12 @@ def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
         out.reason.code = REASONS[shelf.spec.source]
         if shelf.spec.source == "popular":
             out.reason.args.append(home.market if home.market in snapshot.manifest.markets else "")
+        elif shelf.spec.source == "genre":
+            out.reason.args.append(snapshot.manifest.genres[shelf.subject])
+        elif shelf.spec.source == "neighbours":
+            first, last = int(offsets[shelf.subject]), int(offsets[shelf.subject + 1])
+            out.reason.args.append(home_pb2.Item.FromString(snapshot.cards[first:last]).title)
+        out.title = f"Picked {out.reason.args[0] if out.reason.args else ''}"
         for row, score in zip(shelf.rows.tolist(), shelf.scores.tolist(), strict=True):
             out.items.add().MergeFromString(bytes(snapshot.cards[int(offsets[row]) : int(offsets[row + 1])]))
             out.items[-1].score = score
@@ -57,10 +68,12 @@ def shelves(draw: st.DrawFn) -> Shelf:
     """A shelf of any length: its body takes a varint of one, two or three bytes."""
     size = draw(st.integers(0, 3) | st.integers(0, 60) | st.just(400))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    scores = rng.standard_normal(size).astype(np.float32)
+    scores = rng.standard_normal(size).astype(np.float32).astype(np.float64)
     odd = draw(st.lists(st.floats(width=32), max_size=size))
     scores[: len(odd)] = odd
-    return Shelf(spec=spec(draw(st.sampled_from(get_args(Source)))), rows=rng.integers(0, 2000, size), scores=scores)
+    source = draw(st.sampled_from(get_args(Source)))
+    subject = draw(st.integers(0, 7)) if source in {"neighbours", "genre"} else -1
+    return Shelf(spec=spec(source), subject=subject, rows=rng.integers(0, 2000, size), scores=scores)
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,7 +98,7 @@ def test_joined_bytes_parse_to_the_built_message(
 
 def test_a_large_shelf_needs_a_length_of_three_bytes(snapshot: Snapshot) -> None:
     """The property above did meet every length: 400 items take more than 16 kB."""
-    shelf = Shelf(spec=spec("taste"), rows=np.arange(400), scores=np.zeros(400, np.float32))
+    shelf = Shelf(spec=spec("taste"), subject=-1, rows=np.arange(400), scores=np.zeros(400))
     home = Home(shelves=(shelf,), market="", cold_start=False, degraded=(), coverage=100, fates={})
     assert built(home, snapshot).shelves[0].ByteSize() > 1 << 14
 
@@ -101,7 +114,7 @@ def test_cards_of_any_length_are_joined(snapshot: Snapshot, length: int) -> None
         cards=card,
         retriever=snapshot.retriever,
     )
-    shelf = Shelf(spec=spec("taste"), rows=np.array([0]), scores=np.array([0.5], np.float32))
+    shelf = Shelf(spec=spec("taste"), subject=-1, rows=np.array([0]), scores=np.array([0.5]))
     home = Home(shelves=(shelf,), market="", cold_start=False, degraded=(), coverage=100, fates={})
     raw = encode_home(home, replaced, locale="", request_id="id")
     (item,) = home_pb2.GetHomeResponse.FromString(raw).shelves[0].items
@@ -125,12 +138,12 @@ def test_static_fields_have_lower_numbers_than_dynamic_ones() -> None:
 @pytest.mark.parametrize(
     ("locale", "title"),
     [
-        ("", "Picked"),
-        ("en-GB", "Picked"),
+        ("", "Picked {0}"),
+        ("en-GB", "Picked {0}"),
         ("de", "Ausgewählt"),
         ("de-CH", "Ausgewählt"),
         ("de-AT", "Ausg'sucht"),
-        ("ja", "Picked"),
+        ("ja", "Picked {0}"),
     ],
 )
 def test_a_heading_falls_back_to_its_language_then_to_english(locale: str, title: str) -> None:
@@ -144,10 +157,8 @@ async def test_headings_come_in_the_requests_locale(standing: Served) -> None:
     for locale in ("de-CH", "ja-JP"):
         request = home_pb2.GetHomeRequest(user_id="u0000001", context=home_pb2.Context(locale=locale))
         titles[locale] = [shelf.title for shelf in page_of(await get_home(standing, request)).shelves]
-    assert titles == {
-        "de-CH": ["Für dich ausgewählt", "Beliebt in deiner Nähe"],
-        "ja-JP": ["Picked for you", "Popular near you"],
-    }
+    assert titles["de-CH"][:2] == ["Weiterhören", "Für dich ausgewählt"]
+    assert titles["ja-JP"][:2] == ["Jump back in", "Picked for you"]
 
 
 async def test_a_market_without_a_list_is_told_the_truth(standing: Served) -> None:

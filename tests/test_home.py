@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from features.index import ExactRetriever, Rows, Scores, use_one_thread
 from features.keys import item_keys
 from features.listeners import Known, Listeners, decode
 from features.snapshot import Snapshot
+from ranking.history import recall
 from ranking.home import assemble
-from ranking.surfaces import ShelfSpec, Surface
+from ranking.lines import draw_lines
+from ranking.params import PARAMS, resolve
+from ranking.retrieve import retrieve
+from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Source, Surface
 from ranking.types import Degraded, Fate, Home, HomeQuery
 
 NOW = 1_793_491_200  # 2026-11-01
@@ -35,16 +40,27 @@ def read(snapshot: Snapshot, frames: list[bytes | None], missing: Known = Known.
     )
 
 
+def draw_shelf(rng: np.random.Generator, source: str, keys: NDArray[np.uint64]) -> ShelfSpec:
+    """A random shelf of a source, with random params."""
+    preset = {param.name: float(rng.uniform(param.low, param.high)) for param in PARAMS if rng.integers(3) == 0}
+    return spec(
+        source,
+        source,
+        size=int(rng.integers(4, 30)),
+        depth=int(rng.integers(30, 400)),
+        skip_played=bool(rng.integers(2)),
+        nth=int(rng.integers(1, MOST_SUBJECTS + 1)),
+        params=resolve(preset),
+        item_keys={"": rng.choice(keys, 20, replace=False)} if source == "editorial" else {},
+    )
+
+
 def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> HomeQuery:
     """A random request: surface, market, filters, exclusions."""
     keys = snapshot.columns["item_key"]
-    shelves = [
-        spec("taste", "taste", size=12, depth=int(rng.integers(12, 400)), skip_played=bool(rng.integers(2))),
-        spec("popular", "popular", size=int(rng.integers(4, 30)), depth=int(rng.integers(30, 300))),
-        spec("editors", "editorial", size=5, minimum=1, depth=20, item_keys={"": rng.choice(keys, 20, replace=False)}),
-    ]
-    rng.shuffle(shelves)
-    surface = Surface(name="drawn", shelves=tuple(shelves), dedupe=bool(rng.integers(2)))
+    drawn = rng.permutation(get_args(Source))[: int(rng.integers(1, 9))]
+    shelves = tuple(draw_shelf(rng, str(source), keys) for source in drawn)
+    surface = Surface(name="drawn", shelves=shelves, dedupe=bool(rng.integers(2)))
     return HomeQuery(
         user_id=user_id,
         surface=surface,
@@ -53,7 +69,8 @@ def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> Ho
         allow_explicit=[None, True, False][rng.integers(3)],
         excluded=rng.choice(keys, int(rng.integers(200))),
         hidden=None if rng.integers(2) else rng.choice(keys, int(rng.integers(200))),
-        shelves=int(rng.integers(4)),
+        shelves=int(rng.integers(9)),
+        seed=int(rng.integers(2**63)),
     )
 
 
@@ -128,16 +145,11 @@ def test_nothing_is_lost(snapshot: Snapshot, records: dict[str, bytes], seed: in
     """The fates of a page add up to what was retrieved for it."""
     queries, frames = draw_batch(2000 + seed, snapshot, records)
     for query, frame, home in zip(queries, frames, serve(snapshot, queries, frames), strict=True):
-        retrieved = 0
-        for shelf in query.surface.shelves[: query.shelves or None]:
-            if shelf.source == "taste":
-                retrieved += min(shelf.depth, snapshot.manifest.items) if frame == records[query.user_id] else 0
-            elif shelf.source == "popular":
-                rows = snapshot.columns["popular"][snapshot.market_index.get(home.market, -1) + 1]
-                retrieved += min(shelf.depth, int((rows >= 0).sum()))
-            else:
-                retrieved += min(shelf.depth, len(shelf.item_keys[""]))
-        assert sum(home.fates.values()) == retrieved
+        listeners = read(snapshot, [frame])
+        history = recall(listeners, snapshot)
+        lines = draw_lines((query,), listeners, history, snapshot)
+        found, _ = retrieve((query,), lines, listeners, history, snapshot)
+        assert sum(home.fates.values()) == int((found.rows >= 0).sum())
         assert home.fates.get(Fate.SHOWN, 0) == sum(len(shelf.rows) for shelf in home.shelves)
 
 

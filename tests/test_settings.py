@@ -169,7 +169,7 @@ def test_check_says_what_is_in_force(tmp_path: Path) -> None:
     assert sorted(said.keys() - {"found_surfaces"}) == FIELDS
     assert (said["port"], said["workers"], said["state"]) == (7, 2, str(state))
     assert said["redis"] == "redis://***@redis.example:6379/3"
-    assert said["found_surfaces"] == ["evaluation", "home"]
+    assert said["found_surfaces"] == ["evaluation", "home", "search-landing"]
     assert not (state / "redis").exists()
 
 

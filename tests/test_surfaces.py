@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from features.keys import item_keys
 from features.offline.cards import item_id_of
 from features.snapshot import FOREVER, Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
+from ranking.surfaces import DEFAULT_SURFACES, Source, load_surfaces
 from tests.conftest import Store, serving
 from tests.wire import get_home, page_of
 
@@ -123,13 +124,11 @@ def test_a_file_that_is_not_there_is_told() -> None:
         load_surfaces(Path("absent.toml"))
 
 
-def test_the_shipped_file_has_both_surfaces() -> None:
-    """`home` with its two shelves; `evaluation` with one of twenty unplayed items, and nothing taken off it."""
+def test_the_shipped_file_has_its_surfaces() -> None:
+    """`home` of every source but editors; `evaluation` with one of twenty unplayed items, and nothing taken off it."""
     surfaces = load_surfaces(DEFAULT_SURFACES)
-    assert {name: [shelf.id for shelf in one.shelves] for name, one in surfaces.items()} == {
-        "home": ["picked-for-you", "popular-near-you"],
-        "evaluation": ["unplayed"],
-    }
+    assert set(surfaces) == {"home", "search-landing", "evaluation"}
+    assert {shelf.source for shelf in surfaces["home"].shelves} == set(get_args(Source)) - {"editorial"}
     (shelf,) = surfaces["evaluation"].shelves
     assert (shelf.source, shelf.size, shelf.skip_played) == ("taste", 20, True)
     assert not surfaces["evaluation"].dedupe

@@ -33,7 +33,7 @@ async def test_a_new_snapshot_is_taken_while_calls_run(served: Served, published
         while not (mine and mine[-1] == digest_of(second)):
             page = await served.get_home(user)
             assert not page.degraded
-            assert len(page.shelves) == 2
+            assert len(page.shelves) > 4
             mine.append(page.snapshot_version)
 
     calling = [asyncio.create_task(call(mine, f"u{n:07}")) for n, mine in enumerate(versions, 1)]
@@ -200,7 +200,7 @@ async def test_going_back_and_forth(admin: _Admin, served: Served, published: St
     async def follows(digest: str) -> None:
         await soon(lambda: served.plane.snapshots.current and served.plane.snapshots.current.digest == digest)
         page = await served.get_home("u0000001")
-        assert (page.snapshot_version, page.degraded, len(page.shelves)) == (digest, False, 2)
+        assert (page.snapshot_version, page.degraded, len(page.shelves) > 4) == (digest, False, True)
 
     published.publish(second)
     await follows(two)

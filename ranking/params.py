@@ -1,0 +1,110 @@
+"""Every tunable of a request: name, range, default, unit, meaning. Experiments override them by name.
+
+The params of a line are one vector in the order of this table, a batch's are a matrix `[line, param]`, and a stage
+reads its columns: params are never branches, so a batch mixes experiments and surfaces.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Params = NDArray[np.float64]  # [param], or a batch's [line, param]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Param:
+    """One tunable."""
+
+    name: str
+    default: float
+    low: float
+    high: float
+    unit: str
+    meaning: str
+
+
+PARAMS: Final = (
+    Param(
+        name="affinity_weight",
+        default=1.0,
+        low=0.0,
+        high=4.0,
+        unit="score",
+        meaning="of the affinity that retrieval found, which is scaled to 0-1 on each shelf",
+    ),
+    Param(
+        name="popularity_weight",
+        default=0.0,
+        low=-2.0,
+        high=2.0,
+        unit="score",
+        meaning="of an item's popularity, 0-1; below zero it is a penalty",
+    ),
+    Param(
+        name="freshness_weight",
+        default=0.0,
+        low=-2.0,
+        high=2.0,
+        unit="score",
+        meaning="of an item's freshness: 1 on the day of release, halved every freshness_half_life_days",
+    ),
+    Param(
+        name="freshness_half_life_days",
+        default=30.0,
+        low=1.0,
+        high=3650.0,
+        unit="days",
+        meaning="after which a release counts as half as fresh",
+    ),
+    Param(
+        name="recency_half_life_days",
+        default=14.0,
+        low=0.1,
+        high=3650.0,
+        unit="days",
+        meaning="after which a listen counts half for what a listener plays now",
+    ),
+    Param(
+        name="discovery_noise",
+        default=0.5,
+        low=0.0,
+        high=4.0,
+        unit="share of the vector's length",
+        meaning="by which the query of a discover shelf leaves the listener's own direction",
+    ),
+    Param(
+        name="genre_lean",
+        default=0.5,
+        low=0.0,
+        high=1.0,
+        unit="share",
+        meaning="how far the query of a genre shelf leans from the genre's centroid to the listener",
+    ),
+)
+INDEX: Final[Mapping[str, int]] = {param.name: place for place, param in enumerate(PARAMS)}
+
+
+def resolve(*presets: Mapping[str, float]) -> Params:
+    """The defaults, overridden by each preset in turn.
+
+    Raises:
+        ValueError: naming the param that is unknown or outside its range.
+    """
+    values = np.array([param.default for param in PARAMS])
+    for preset in presets:
+        for name, value in preset.items():
+            if name not in INDEX:
+                raise ValueError(f"{name} is no param; known are {', '.join(INDEX)}")
+            param = PARAMS[INDEX[name]]
+            if not param.low <= value <= param.high:
+                raise ValueError(f"{name} must be {param.low:g} to {param.high:g}")
+            values[INDEX[name]] = value
+    return values
+
+
+def column(params: Params, name: str) -> NDArray[np.float64]:
+    """One param of every line, `[line, 1]`."""
+    return params[:, INDEX[name], None]
