@@ -141,6 +141,7 @@ def decode(
         _add_genres(weights[row], frame, start + _RECENT_BYTES * n_recent, n_genre)
     broken = ~np.isfinite(vectors).all(axis=1)  # written so: its checksum is right
     known[broken], vectors[broken] = Known.INVALID, 0
+    allow_explicit &= np.isin(known, (Known.RECORD, Known.STRANGER))  # closed where nobody can say
     keys, days, plays = _recents(parts)
     return Listeners(
         known=known,

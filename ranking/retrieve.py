@@ -12,6 +12,7 @@ from ranking.params import INDEX, column
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
 SEARCHED: Final = ("taste", "discover", "genre")
+LEAST_DEPTH: Final = 256
 
 
 def retrieve(
@@ -23,14 +24,15 @@ def retrieve(
     scores = np.full((len(lines), width), -np.inf)
     failed = np.zeros(len(lines), np.bool_)
     searched = np.isin(lines.source, SEARCHED)
-    here = np.flatnonzero(searched)
-    if len(here):
+    for depth in np.unique(_reach(lines.depth[searched])).tolist():
+        here = np.flatnonzero(searched & (_reach(lines.depth) == depth))
         vectors = _vectors(here, queries, lines, listeners, snapshot)
-        depth = int(lines.depth[here].max())
-        try:  # at the deepest line's depth: shallower ones are masked (sound for flat and IVF indexes)
-            scores[here, :depth], rows[here, :depth] = snapshot.retriever.search(vectors, depth)
+        try:
+            found_scores, found = snapshot.retriever.search(vectors, depth)
         except RuntimeError:  # what FAISS raises; the page goes on without these lines
             failed[here] = True
+            continue
+        scores[here, :depth], rows[here, :depth] = found_scores[:, :width], found[:, :width]
     for line in np.flatnonzero(~searched):
         found, affinity = _listed(int(line), queries, lines, listeners, history, snapshot)
         rows[line, : len(found)] = found[:width]
@@ -40,6 +42,15 @@ def retrieve(
     scores[padding] = -np.inf
     fate = np.where(padding, Fate.PADDING, Fate.KEPT).astype(np.uint8)
     return Candidates(rows=rows, scores=scores, fate=fate), failed
+
+
+def _reach(depth: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The depth that a line is searched to: 256, 512, 1,024 … whatever else is in the batch, `[line]`.
+
+    Among equal scores at the cut, the depth decides which are found: it must not depend on the other lines.
+    """
+    doublings = np.maximum(np.ceil(np.log2(depth / LEAST_DEPTH)), 0).astype(np.int64)
+    return LEAST_DEPTH << doublings
 
 
 def _vectors(

@@ -1,6 +1,6 @@
 """Natural batching: whatever queued while the last batch was served is the next one. No timer.
 
-At rest a request is a batch of one and waits for nobody. The queue needs no bound of its own: admission holds it.
+At rest a request is a batch of one and waits for nobody. The transport bounds how many calls can queue.
 """
 
 import asyncio

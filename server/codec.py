@@ -29,8 +29,8 @@ _LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
 _LOCAL_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
 _SHELVES_TAG: Final = bytes([home_pb2.GetHomeResponse.SHELVES_FIELD_NUMBER << 3 | 2])
 _ITEMS_TAG: Final = bytes([home_pb2.Shelf.ITEMS_FIELD_NUMBER << 3 | 2])
-_SCORE: Final = struct.Struct("<Bf")
-_SCORE_TAG: Final = home_pb2.Item.SCORE_FIELD_NUMBER << 3 | 5
+_SCORE: Final = struct.Struct("<2sf")
+_SCORE_TAG: Final = home_pb2.Item(score=1).SerializeToString()[:2]  # two bytes for fields from 16 on
 _REASONS: Final = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
     "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,

@@ -1,5 +1,6 @@
 """HomeService: prepare (validate, resolve), submit (the only wait), finish (encode)."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,6 @@ class HomeBatches:
         read_s = time.perf_counter() - started
         homes, trace = assemble(tuple(queries), listeners, snapshot, clock=time.perf_counter)
         homes = self.snapshots.mark_stale(homes)
-        self.metrics.served(
-            ((query.surface.name, home) for query, home in zip(queries, homes, strict=True)), read_s, trace
-        )
+        shown = [(query.surface.name, home) for query, home in zip(queries, homes, strict=True)]
+        asyncio.get_running_loop().call_later(0, self.metrics.served, shown, read_s, trace)  # after the responses
         return [(home, snapshot) for home in homes]

@@ -14,7 +14,8 @@ from server.guard import Guard, Method
 from server.identity import Role
 from server.settings import Settings
 
-MAX_REQUEST_BYTES: Final = 300_000  # two lists of 1,000 ids of 128 bytes
+MAX_REQUEST_BYTES: Final = 1 << 19  # 500 events with tokens, or two lists of 1,000 ids
+MAX_CALLS: Final = 1024  # under way at once in one process; beyond it RESOURCE_EXHAUSTED, before any work
 MAX_RESPONSE_BYTES: Final = 1 << 20
 
 Table = Mapping[ServiceDescriptor, Mapping[str, tuple[Role, Method | None]]]  # None: a later version serves it
@@ -61,7 +62,7 @@ def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_po
         RuntimeError: the port cannot be bound.
         KeyError: a method of a service is not in the table.
     """
-    server = grpc.aio.server(options=_options(shared_port=shared_port))
+    server = grpc.aio.server(options=_options(shared_port=shared_port), maximum_concurrent_rpcs=MAX_CALLS)
     server.add_generic_rpc_handlers(tuple(guard.handlers(service, methods) for service, methods in table.items()))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 from typing import get_args
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -211,6 +212,23 @@ def test_a_failing_search_costs_its_shelves_only(snapshot: Snapshot, records: di
     alone = replace(query, surface=Surface(name="one", shelves=surface.shelves[:1]))
     (nothing,) = serve(replace(snapshot, retriever=Broken()), (alone,), [frame])
     assert nothing.degraded == (Degraded.RETRIEVAL_DOWN,)
+
+
+def test_a_batch_equals_its_rows_where_many_items_are_alike(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """Items with equal vectors tie at every cut; a deeper line beside a shallow one must not change which are found."""
+    vectors = np.array(snapshot.columns["vector"])
+    vectors[:] = vectors[np.arange(len(vectors)) % 40]
+    index = faiss.index_factory(vectors.shape[1], "IVF16,SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    index.nprobe = 8  # type: ignore[attr-defined]  # made by SWIG
+    alike = replace(snapshot, retriever=index)
+    surface = Surface(name="flat", shelves=(spec("a", "taste", size=60, depth=60), spec("b", "taste", depth=300)))
+    shallow = replace(surface, shelves=surface.shelves[:1])
+    for user, frame in list(records.items())[:20]:
+        both = HomeQuery(user_id=user, surface=surface, now=NOW)
+        query = HomeQuery(user_id=user, surface=shallow, now=NOW)
+        assert shown(serve(alike, (query, both), [frame, frame])[0]) == shown(serve(alike, (query,), [frame])[0])
 
 
 def test_scores_that_are_no_numbers_sink(snapshot: Snapshot, records: dict[str, bytes]) -> None:

@@ -106,3 +106,11 @@ def test_what_is_missing_has_the_reason_that_the_store_gives() -> None:
     """Without an answer every row carries the store's reason, not cold start."""
     read = decode([None, None], space_id=SPACE, dimension=16, genres=9, missing=Known.DOWN)
     assert read.known.tolist() == [Known.DOWN, Known.DOWN]
+
+
+@pytest.mark.parametrize("missing", [Known.LATE, Known.DOWN, Known.STRANGER])
+def test_explicit_items_are_refused_where_nobody_can_say(missing: Known) -> None:
+    """A listener's record that cannot be had may forbid them; a stranger never said so."""
+    broken = encode(draw(1), SPACE)[:-1]
+    read = decode([None, broken], space_id=SPACE, dimension=16, genres=9, missing=missing)
+    assert read.allow_explicit.tolist() == [missing is Known.STRANGER, False]

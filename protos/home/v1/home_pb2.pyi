@@ -260,7 +260,7 @@ Global___PromotionMark: _TypeAlias = PromotionMark  # noqa: Y015
 @_typing.final
 class Item(_message.Message):
     """One item on a shelf.
-    Fields 1 to 9 are static: they are encoded once, when a snapshot is built. Fields from 10 on are made per request.
+    Fields 1 to 15 are static: they are encoded once, when a snapshot is built. Fields from 16 on are made per request.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -441,7 +441,9 @@ class Context(_message.Message):
     device: _builtins.str
     """The kind of device, for example "phone". At most 64 bytes."""
     allow_explicit: _builtins.bool
-    """Whether explicit items may be shown. Absent: as the listener's record says, else yes."""
+    """Whether explicit items may be shown. Absent: as the listener's record says, for strangers yes, and where the record
+    cannot be read no.
+    """
     local_time: _builtins.str
     """The listener's wall clock in ISO 8601, for example "2026-11-20T08:30". Empty: unknown."""
     def __init__(
@@ -498,7 +500,9 @@ class GetHomeRequest(_message.Message):
 
     @_builtins.property
     def hidden_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Items the listener hid, as far as the client knows, at most 1,000. Used where the server's own list is unreachable."""
+        """Items the listener hid, as far as the client knows, at most 1,000. Not shown, beside those that the server knows of;
+        where the server's own list is unreachable, giving them keeps shelves beyond popular and editorial rows.
+        """
 
     @_builtins.property
     def experiment_overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExperimentOverride]:
@@ -614,6 +618,7 @@ class GetShelfRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     EXCLUDE_ITEM_IDS_FIELD_NUMBER: _builtins.int
     HIDDEN_IDS_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_OVERRIDES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The listener: 1-128 of [A-Za-z0-9_.-]."""
     surface: _builtins.str
@@ -638,6 +643,10 @@ class GetShelfRequest(_message.Message):
     def hidden_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Items the listener hid, at most 1,000."""
 
+    @_builtins.property
+    def experiment_overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExperimentOverride]:
+        """Arms to force. Needs the role `force`. At most 16."""
+
     def __init__(
         self,
         *,
@@ -650,10 +659,11 @@ class GetShelfRequest(_message.Message):
         page_token: _builtins.str = ...,
         exclude_item_ids: _abc.Iterable[_builtins.str] | None = ...,
         hidden_ids: _abc.Iterable[_builtins.str] | None = ...,
+        experiment_overrides: _abc.Iterable[Global___ExperimentOverride] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "exclude_item_ids", b"exclude_item_ids", "hidden_ids", b"hidden_ids", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "shelf_id", b"shelf_id", "surface", b"surface", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "exclude_item_ids", b"exclude_item_ids", "experiment_overrides", b"experiment_overrides", "hidden_ids", b"hidden_ids", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id", "shelf_id", b"shelf_id", "surface", b"surface", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,6 +682,8 @@ class GetShelfResponse(_message.Message):
     DEGRADED_FIELD_NUMBER: _builtins.int
     DEGRADED_REASONS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this answer in logs and support."""
     next_page_token: _builtins.str
@@ -690,6 +702,14 @@ class GetShelfResponse(_message.Message):
     def degraded_reasons(self) -> _containers.RepeatedScalarFieldContainer[Global___DegradedReason.ValueType]:
         """What failed."""
 
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
+        """The experiment arms that were served."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[Global___Note.ValueType]:
+        """Worth knowing, no degradation."""
+
     def __init__(
         self,
         *,
@@ -700,10 +720,12 @@ class GetShelfResponse(_message.Message):
         degraded: _builtins.bool = ...,
         degraded_reasons: _abc.Iterable[Global___DegradedReason.ValueType] | None = ...,
         snapshot_version: _builtins.str = ...,
+        assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        notes: _abc.Iterable[Global___Note.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shelf", b"shelf"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "next_page_token", b"next_page_token", "request_id", b"request_id", "shelf", b"shelf", "snapshot_version", b"snapshot_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "next_page_token", b"next_page_token", "notes", b"notes", "request_id", b"request_id", "shelf", b"shelf", "snapshot_version", b"snapshot_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -721,6 +743,10 @@ class RankItemsRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     SURFACE_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    EXCLUDE_ITEM_IDS_FIELD_NUMBER: _builtins.int
+    HIDDEN_IDS_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_OVERRIDES_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The listener: 1-128 of [A-Za-z0-9_.-]. Empty only with `query_item_id`."""
     query_item_id: _builtins.str
@@ -729,6 +755,8 @@ class RankItemsRequest(_message.Message):
     """How many items to answer, 1-1,000. 0: all that pass the filters."""
     surface: _builtins.str
     """The surface whose params apply. Empty: "home"."""
+    session_id: _builtins.str
+    """The client's session."""
     @_builtins.property
     def item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The candidates, at most 1,000."""
@@ -736,6 +764,18 @@ class RankItemsRequest(_message.Message):
     @_builtins.property
     def context(self) -> Global___Context:
         """Where and how the listener is."""
+
+    @_builtins.property
+    def exclude_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Items not to show, at most 1,000."""
+
+    @_builtins.property
+    def hidden_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Items the listener hid, at most 1,000."""
+
+    @_builtins.property
+    def experiment_overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExperimentOverride]:
+        """Arms to force. Needs the role `force`. At most 16."""
 
     def __init__(
         self,
@@ -746,10 +786,14 @@ class RankItemsRequest(_message.Message):
         context: Global___Context | None = ...,
         page_size: _builtins.int = ...,
         surface: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        exclude_item_ids: _abc.Iterable[_builtins.str] | None = ...,
+        hidden_ids: _abc.Iterable[_builtins.str] | None = ...,
+        experiment_overrides: _abc.Iterable[Global___ExperimentOverride] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "item_ids", b"item_ids", "page_size", b"page_size", "query_item_id", b"query_item_id", "surface", b"surface", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "exclude_item_ids", b"exclude_item_ids", "experiment_overrides", b"experiment_overrides", "hidden_ids", b"hidden_ids", "item_ids", b"item_ids", "page_size", b"page_size", "query_item_id", b"query_item_id", "session_id", b"session_id", "surface", b"surface", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
