@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
+from ranking.arrange import arrange
 from ranking.filters import drop
 from ranking.history import recall
 from ranking.layout import lay_out
@@ -19,7 +20,7 @@ from ranking.retrieve import retrieve
 from ranking.score import score
 from ranking.types import Candidates, Degraded, Fate, Home, HomeQuery, Lines, Shelf, Trace
 
-STAGES: Final = ("draw", "retrieve", "filter", "score", "layout")
+STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout")
 _FAULTS: Final = {
     Known.LATE: Degraded.LISTENER_LATE,
     Known.INVALID: Degraded.LISTENER_INVALID,
@@ -40,6 +41,8 @@ def assemble(
     candidates = drop(queries, lines, history, snapshot, candidates)
     times.append(clock())
     candidates = score(queries, lines, snapshot, candidates)
+    times.append(clock())
+    candidates = arrange(lines, listeners, snapshot, candidates)
     times.append(clock())
     candidates = lay_out(lines, candidates)
     homes = tuple(

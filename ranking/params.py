@@ -24,6 +24,7 @@ class Param:
     high: float
     unit: str
     meaning: str
+    choices: tuple[str, ...] = ()  # values by name, in the order of their numbers
 
 
 PARAMS: Final = (
@@ -76,6 +77,71 @@ PARAMS: Final = (
         meaning="by which the query of a discover shelf leaves the listener's own direction",
     ),
     Param(
+        name="diversity",
+        default=0.0,
+        low=0.0,
+        high=3.0,
+        unit="choice",
+        meaning="how a line's picks are chosen: plain, mmr, dpp or calibration",
+        choices=("plain", "mmr", "dpp", "calibration"),
+    ),
+    Param(
+        name="diversity_pool",
+        default=128.0,
+        low=16.0,
+        high=2000.0,
+        unit="candidates",
+        meaning="the best by score, from which picks are chosen",
+    ),
+    Param(
+        name="mmr_lambda",
+        default=0.8,
+        low=0.0,
+        high=1.0,
+        unit="share",
+        meaning="of relevance against unlikeness to the picks before; 1 is by score",
+    ),
+    Param(
+        name="dpp_theta",
+        default=16.0,
+        low=0.0,
+        high=1000.0,
+        unit="exponent",
+        meaning="how much relevance counts against unlikeness; the larger, the nearer to by score",
+    ),
+    Param(
+        name="calibration_lambda",
+        default=0.3,
+        low=0.0,
+        high=1.0,
+        unit="share",
+        meaning="of nearness to the listener's own mix of genres against relevance; 0 is by score",
+    ),
+    Param(
+        name="artist_cap",
+        default=2.0,
+        low=0.0,
+        high=200.0,
+        unit="items",
+        meaning="at most of one artist on a shelf; 0 is no cap",
+    ),
+    Param(
+        name="album_cap",
+        default=1.0,
+        low=0.0,
+        high=200.0,
+        unit="items",
+        meaning="at most of one album on a shelf; 0 is no cap",
+    ),
+    Param(
+        name="artist_gap",
+        default=1.0,
+        low=0.0,
+        high=20.0,
+        unit="items",
+        meaning="at least between two of one artist, as far as none of them falls as a duplicate",
+    ),
+    Param(
         name="genre_lean",
         default=0.5,
         low=0.0,
@@ -84,10 +150,12 @@ PARAMS: Final = (
         meaning="how far the query of a genre shelf leans from the genre's centroid to the listener",
     ),
 )
+Value = float | str  # a choice may be given by name
+DIVERSITY: Final = next(param.choices for param in PARAMS if param.name == "diversity")
 INDEX: Final[Mapping[str, int]] = {param.name: place for place, param in enumerate(PARAMS)}
 
 
-def resolve(*presets: Mapping[str, float]) -> Params:
+def resolve(*presets: Mapping[str, Value]) -> Params:
     """The defaults, overridden by each preset in turn.
 
     Raises:
@@ -98,11 +166,18 @@ def resolve(*presets: Mapping[str, float]) -> Params:
         for name, value in preset.items():
             if name not in INDEX:
                 raise ValueError(f"{name} is no param; known are {', '.join(INDEX)}")
-            param = PARAMS[INDEX[name]]
-            if not param.low <= value <= param.high:
-                raise ValueError(f"{name} must be {param.low:g} to {param.high:g}")
-            values[INDEX[name]] = value
+            values[INDEX[name]] = _number(PARAMS[INDEX[name]], value)
     return values
+
+
+def _number(param: Param, value: Value) -> float:
+    if param.choices:
+        if value not in param.choices:
+            raise ValueError(f"{param.name} must be one of {', '.join(param.choices)}")
+        return float(param.choices.index(str(value)))
+    if isinstance(value, str) or not param.low <= value <= param.high:
+        raise ValueError(f"{param.name} must be {param.low:g} to {param.high:g}")
+    return value
 
 
 def column(params: Params, name: str) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from pydantic import model_validator as validator
 from features.errors import InvalidInput
 from features.keys import item_keys
 from features.markets import ISO_3166
-from ranking.params import Params, resolve
+from ranking.params import Params, Value, resolve
 
 DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
 
@@ -86,12 +86,12 @@ def _market(value: str) -> str:
     return value
 
 
-def _preset(values: dict[str, float]) -> dict[str, float]:
+def _preset(values: dict[str, Value]) -> dict[str, Value]:
     resolve(values)
     return values
 
 
-_Preset = Annotated[dict[str, float], AfterValidator(_preset)]
+_Preset = Annotated[dict[str, Value], AfterValidator(_preset)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 _Heading = Annotated[str, StringConstraints(min_length=1)]
 _ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -110,7 +110,7 @@ class _ShelfTable(_Table):
     source: Source
     titles: dict[str, _Heading]
     size: int = Field(default=12, ge=1, le=200)
-    minimum: int = Field(default=4, ge=1, le=200)
+    minimum: int | None = Field(default=None, ge=1, le=200)
     depth: int = Field(default=256, ge=1, le=2000)
     skip_played: bool = False
     nth: int = Field(default=1, ge=1, le=MOST_SUBJECTS)
@@ -121,11 +121,16 @@ class _ShelfTable(_Table):
     def _hangs_together(self) -> Self:
         if "en" not in self.titles:
             raise ValueError('titles must hold at least "en"')
-        if not self.minimum <= self.size <= self.depth:
+        if not self.least <= self.size <= self.depth:
             raise ValueError("minimum <= size <= depth must hold")
         if (self.source == "editorial") != (self.items is not None):
             raise ValueError("items belong to editorial shelves, and only to them")
         return self
+
+    @property
+    def least(self) -> int:
+        """The minimum: where none is given, 4, or 1 for what editors chose by hand."""
+        return self.minimum or (1 if self.source == "editorial" else 4)
 
 
 class _SurfaceTable(_Table):
@@ -149,13 +154,13 @@ def _surface(name: str, table: _SurfaceTable) -> Surface:
     return Surface(name=name, shelves=shelves, dedupe=table.dedupe, params=resolve(table.params))
 
 
-def _shelf(table: _ShelfTable, preset: Mapping[str, float]) -> ShelfSpec:
+def _shelf(table: _ShelfTable, preset: Mapping[str, Value]) -> ShelfSpec:
     return ShelfSpec(
         id=table.id,
         source=table.source,
         titles={locale.lower(): title for locale, title in table.titles.items()},
         size=table.size,
-        minimum=table.minimum,
+        minimum=table.least,
         depth=table.depth,
         skip_played=table.skip_played,
         nth=table.nth,

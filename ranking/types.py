@@ -27,8 +27,10 @@ class Fate(IntEnum):
     EXCLUDED = 7  # the request excludes it
     PLAYED = 8  # played already, on a shelf that shows only what was not
     OFF_GENRE = 9  # found for a genre's shelf, but not of the genre
-    DUPLICATE = 10  # stands on a shelf further up
-    THIN = 11  # its shelf had too few items left to be shown
+    CAPPED = 10  # its artist or album has its share of the line already
+    DUPLICATE = 11  # stands on a shelf further up
+    THIN = 12  # its shelf had too few items left to be shown
+    PICKED = 13  # chosen for its line, not yet laid out; none is left when the page is
 
 
 class Degraded(StrEnum):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 PORTS = ("--port", "0", "--control-port", "0", "--metrics-port", "0")
 
 

@@ -16,7 +16,7 @@ from features.snapshot import Snapshot
 from ranking.history import recall
 from ranking.home import assemble
 from ranking.lines import draw_lines
-from ranking.params import PARAMS, resolve
+from ranking.params import INDEX, PARAMS, Value, resolve
 from ranking.retrieve import retrieve
 from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Source, Surface
 from ranking.types import Degraded, Fate, Home, HomeQuery
@@ -24,9 +24,12 @@ from ranking.types import Degraded, Fate, Home, HomeQuery
 NOW = 1_793_491_200  # 2026-11-01
 
 
+FREE = resolve({"artist_cap": 0, "album_cap": 0, "artist_gap": 0})
+
+
 def spec(shelf_id: str, source: str, **fields: object) -> ShelfSpec:
     """A shelf."""
-    return ShelfSpec(id=shelf_id, source=source, titles={"en": shelf_id}, **{"item_keys": {}, **fields})  # type: ignore[arg-type]
+    return ShelfSpec(id=shelf_id, source=source, titles={"en": shelf_id}, **{"item_keys": {}, "params": FREE, **fields})  # type: ignore[arg-type]
 
 
 def read(snapshot: Snapshot, frames: list[bytes | None], missing: Known = Known.STRANGER) -> Listeners:
@@ -43,7 +46,11 @@ def read(snapshot: Snapshot, frames: list[bytes | None], missing: Known = Known.
 
 def draw_shelf(rng: np.random.Generator, source: str, keys: NDArray[np.uint64]) -> ShelfSpec:
     """A random shelf of a source, with random params."""
-    preset = {param.name: float(rng.uniform(param.low, param.high)) for param in PARAMS if rng.integers(3) == 0}
+    preset: dict[str, Value] = {
+        param.name: str(rng.choice(param.choices)) if param.choices else float(rng.uniform(param.low, param.high))
+        for param in PARAMS
+        if rng.integers(3) == 0
+    }
     return spec(
         source,
         source,
@@ -118,7 +125,12 @@ def test_every_page_keeps_the_rules(snapshot: Snapshot, records: dict[str, bytes
         for shelf in home.shelves:
             assert shelf.spec.minimum <= len(shelf.rows) <= shelf.spec.size
             assert len(set(shelf.rows.tolist())) == len(shelf.rows)
-            assert (np.diff(shelf.scores) <= 0).all()
+            plain = shelf.spec.params[INDEX["diversity"]] == 0 and not shelf.spec.params[INDEX["artist_gap"]]
+            assert not plain or (np.diff(shelf.scores) <= 0).all()
+            for key, cap in (("artist_key", "artist_cap"), ("album_key", "album_cap")):
+                most, found = int(shelf.spec.params[INDEX[cap]]), columns[key][shelf.rows]
+                counts = np.unique(found[found > 0], return_counts=True)[1]
+                assert not most or counts.max(initial=0) <= most
         keys = columns["item_key"][rows]
         assert not np.isin(keys, query.excluded).any()
         assert query.hidden is None or not np.isin(keys, query.hidden).any()

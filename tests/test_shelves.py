@@ -10,7 +10,7 @@ from features.listeners import Known
 from features.snapshot import Snapshot
 from ranking.history import recall
 from ranking.home import assemble
-from ranking.params import INDEX, PARAMS, Param, resolve
+from ranking.params import INDEX, PARAMS, Param, Value, resolve
 from ranking.retrieve import _normal
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import Degraded, Fate, Home, HomeQuery
@@ -72,10 +72,11 @@ def test_a_genre_shelf_is_of_its_genre(snapshot: Snapshot, records: dict[str, by
 def test_discover_is_the_sessions_own(snapshot: Snapshot, records: dict[str, bytes]) -> None:
     """The same seed gives the same shelf, another seed another one; without noise it is the taste shelf."""
     frame = next(iter(records.values()))
-    shelf = spec("discover", "discover", params=resolve({"discovery_noise": 0.8}))
+    free: dict[str, Value] = {"artist_cap": 0, "album_cap": 0, "artist_gap": 0}
+    shelf = spec("discover", "discover", params=resolve(free, {"discovery_noise": 0.8}))
     rows = [page(snapshot, frame, shelf, seed=seed).shelves[0].rows.tolist() for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]
-    still = replace(shelf, params=resolve({"discovery_noise": 0.0}))
+    still = replace(shelf, params=resolve(free, {"discovery_noise": 0.0}))
     taste = page(snapshot, frame, spec("taste", "taste"))
     assert page(snapshot, frame, still, seed=3).shelves[0].rows.tolist() == taste.shelves[0].rows.tolist()
 
@@ -135,7 +136,8 @@ def test_without_a_hidden_list_only_lists_for_all_are_shown(snapshot: Snapshot) 
 def test_params_hold_their_range(param: Param) -> None:
     """Every default is within its range; what is outside, or unknown, is refused by name."""
     assert param.low <= param.default <= param.high
-    assert resolve({param.name: param.high})[INDEX[param.name]] == param.high
+    highest = param.choices[-1] if param.choices else param.high
+    assert resolve({param.name: highest})[INDEX[param.name]] == param.high
     with pytest.raises(ValueError, match=param.name):
         resolve({param.name: param.high + 1})
     with pytest.raises(ValueError, match="is no param"):
