@@ -7,6 +7,7 @@ holds another, so that two never write to the same files.
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -22,11 +23,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from features.errors import Unavailable
+from features.errors import Unavailable, WrongState
 from features.state import State
 
 START_S: Final = 120.0  # a large append-only file takes its time to load
 _SOCKET_PATH_MAX: Final = 100  # the system's limit is 108 bytes
+_log = logging.getLogger("mantel.redis")
 
 
 @contextmanager
@@ -51,10 +53,21 @@ def attached(state: State) -> Iterator[str]:
                     _stop(state, socket)
 
 
+def revive(state: State) -> None:
+    """Starts the server again if it has ended, without waiting until it answers; for a process that is attached.
+
+    Raises:
+        Unavailable: no server binary is there.
+    """
+    with suppress(WrongState), _gate(state, wait=False):  # else somebody starts it at this moment
+        if pid := _spawn(state, _socket(state), state.redis / "redis.log"):
+            _log.error("the embedded Redis had ended; it starts again as %d", pid)
+
+
 @contextmanager
-def _gate(state: State) -> Iterator[None]:
+def _gate(state: State, *, wait: bool = True) -> Iterator[None]:
     """Lets one process at a time decide on starting and stopping."""
-    with state.lock("redis/gate", wait=True, held=""):
+    with state.lock("redis/gate", wait=wait, held=""):
         yield
 
 

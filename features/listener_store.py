@@ -1,5 +1,6 @@
 """Reads a batch of listeners from Redis in one round trip."""
 
+import logging
 from typing import Any
 
 import redis.asyncio
@@ -11,6 +12,9 @@ from features.keys import Keys
 from features.listeners import Known, Listeners, decode
 from features.pointer import Pointer
 from features.snapshot import Snapshot
+from features.spaces import complete_spaces
+
+_log = logging.getLogger("mantel.store")
 
 
 class ListenerStore:
@@ -22,6 +26,8 @@ class ListenerStore:
     def __init__(self, url: str, keys: Keys, *, timeout_s: float) -> None:
         """Connects on first use; `timeout_s` bounds connecting and each reply."""
         self._keys = keys
+        self._whole: frozenset[str] = frozenset()  # spaces of which Redis holds every listener, when last looked at
+        self._told: dict[str, bool] = {}
         self._client = redis.asyncio.Redis.from_pool(
             redis.asyncio.BlockingConnectionPool.from_url(
                 url,
@@ -35,8 +41,13 @@ class ListenerStore:
         )
 
     async def read(self, user_ids: list[str], snapshot: Snapshot) -> Listeners:
-        """The listeners of one batch, `[user_id]`; what goes wrong is told row by row and never raised."""
-        manifest, missing = snapshot.manifest, Known.STRANGER
+        """The listeners of one batch, `[user_id]`; what goes wrong is told row by row and never raised.
+
+        Who has no record is a stranger only where Redis says that it holds every listener of the space: one that lost
+        its data answers quickly and knows nobody.
+        """
+        manifest = snapshot.manifest
+        missing = Known.STRANGER if manifest.space_id in self._whole else Known.DOWN
         try:
             frames: list[Any] = await self._client.mget(
                 [self._keys.record(user, manifest.space_id) for user in user_ids]
@@ -45,6 +56,7 @@ class ListenerStore:
             frames, missing = [None] * len(user_ids), Known.LATE
         except (redis.exceptions.RedisError, OSError):
             frames, missing = [None] * len(user_ids), Known.DOWN
+            self._whole = frozenset()  # it may come back without its data
         return decode(
             frames,
             space_id=snapshot.space_id,
@@ -53,15 +65,37 @@ class ListenerStore:
             missing=missing,
         )
 
-    async def pointer(self) -> Pointer | None:
+    async def look(self, served: Snapshot | None) -> Pointer | None:
         """The pointer to the served snapshot; None where nothing was published.
+
+        In the same round trip it learns which spaces Redis holds whole; a loss of the served one is told once.
 
         Raises:
             redis.exceptions.RedisError, OSError: the store cannot be reached.
-            ValueError, TypeError: the pointer cannot be read.
+            ValueError: the pointer cannot be read.
         """
-        raw = await self._client.get(self._keys.pointer)
+        pipe = self._client.pipeline(transaction=False)
+        pipe.get(self._keys.pointer)  # first: what it names was whole before
+        pipe.hgetall(self._keys.spaces)
+        try:
+            raw, spaces = await pipe.execute()
+        except (redis.exceptions.RedisError, OSError):
+            self._tell("answers", holds=False)
+            raise
+        self._tell("answers", holds=True)
+        self._whole = complete_spaces(spaces)
+        if served is not None:
+            whole = served.manifest.space_id in self._whole
+            self._tell(f"holds every listener of space {served.manifest.space_id}", holds=whole)
         return None if raw is None else Pointer.from_bytes(raw)
+
+    def _tell(self, what: str, *, holds: bool) -> None:
+        """Logs what has changed; at first, that all is well goes without saying."""
+        if self._told.get(what, True) != holds:
+            _log.log(
+                logging.INFO if holds else logging.ERROR, "the store %s: %s", what, "yes" if holds else "no longer"
+            )
+        self._told[what] = holds
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -3,7 +3,7 @@
 <state>/
 ├── snapshots/<digest>/   published snapshots, immutable
 ├── pointer.json          the last snapshot that was served well, for a start without Redis
-├── workers/<pid>.json    heartbeats: which worker serves which snapshot
+├── workers/<pid>.json    heartbeats: which worker serves which snapshot; <pid>.end: why one ended
 ├── serve.json            where the running server listens
 ├── tokens.json           principals: hashed tokens and certificate names, with roles
 ├── dev-token             the development token of a loopback server (0600)
@@ -13,13 +13,14 @@
 
 import fcntl
 import json
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from features.errors import WrongState
 
@@ -35,6 +36,7 @@ class Heartbeat:
     started_at: float
     seen_at: float
     refusal: str = ""
+    ready: bool = False  # it listens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +86,23 @@ class State:
         return self.path / "redis"
 
     @contextmanager
-    def lock(self, name: str, *, wait: bool, held: str) -> Iterator[None]:
+    def lock(self, name: str, *, wait: bool, held: str, patience_s: float = math.inf) -> Iterator[None]:
         """Holds an exclusive lock of this state directory; the system frees it if the process dies.
 
         Raises:
-            WrongState: with the text `held`, where another process holds the lock and `wait` is false.
+            WrongState: with the text `held`, where another process holds the lock, not waited for or for too long.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + patience_s
         with (self.path / f"{name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise WrongState(held) from error
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait and patience_s == math.inf else fcntl.LOCK_NB))
+                    break
+                except BlockingIOError as error:
+                    if not wait or time.monotonic() > deadline:
+                        raise WrongState(held) from error
+                time.sleep(0.02)
             yield
 
     def beat(self, heartbeat: Heartbeat) -> None:
@@ -106,13 +113,27 @@ class State:
         """Removes a worker's heartbeat."""
         self._heartbeat(pid).unlink(missing_ok=True)
 
+    def note_end(self, pid: int, why: str) -> None:
+        """Writes why a process ends."""
+        write_whole(self._heartbeat(pid).with_suffix(".end"), why.encode())
+
+    def take_end(self, pid: int) -> str:
+        """Why a process ended, once; "" where it said nothing."""
+        path = self._heartbeat(pid).with_suffix(".end")
+        try:
+            why = path.read_text(errors="replace")
+            path.unlink()
+        except OSError:
+            return ""
+        return why
+
     def heartbeats(self) -> list[Heartbeat]:
         """The workers heard of in the last ten seconds."""
         found = []
         for path in sorted((self.path / "workers").glob("*.json")):
             try:
-                heartbeat = Heartbeat(**json.loads(path.read_bytes()))
-            except (OSError, ValueError, TypeError):
+                heartbeat = Heartbeat(**known_fields(Heartbeat, json.loads(path.read_bytes())))
+            except (OSError, ValueError, TypeError, AttributeError):
                 continue  # just removed, or of another version
             if time.time() - heartbeat.seen_at < HEARTBEAT_STALE_S:
                 found.append(heartbeat)
@@ -129,12 +150,18 @@ class State:
     def endpoints(self) -> Endpoints | None:
         """Where the server listens; None where none runs."""
         try:
-            return Endpoints(**json.loads((self.path / "serve.json").read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return Endpoints(**known_fields(Endpoints, json.loads((self.path / "serve.json").read_bytes())))
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     def _heartbeat(self, pid: int) -> Path:
         return self.path / "workers" / f"{pid}.json"
+
+
+def known_fields(kind: Any, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was read those fields that a dataclass has: a newer version may have written more."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in said.items() if name in names}
 
 
 def write_whole(path: Path, content: bytes, *, mode: int = 0o644, durable: bool = False) -> None:

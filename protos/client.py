@@ -5,7 +5,7 @@ with HomeClient("127.0.0.1:50051", token=token) as client:
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -18,25 +18,21 @@ from protos.home.v1 import home_pb2, home_pb2_grpc
 
 ADMIN_S: Final = 60.0  # a snapshot is verified before it is activated
 
-# A call is retried where the server did not take it: UNAVAILABLE. Retries stop while more than half of the calls fail.
-SERVICE_CONFIG: Final = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{"service": "mantel.home.v1.HomeService"}],
-                "retryPolicy": {
-                    "maxAttempts": 3,
-                    "initialBackoff": "0.01s",
-                    "maxBackoff": "0.1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+
+def service_config(*, patient: bool) -> str:
+    """The published service config: round robin, and retries where the server did not take a call (UNAVAILABLE).
+
+    `patient` has a call wait for a connection until its deadline, instead of failing while a worker is replaced.
+    """
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.02s",
+        "maxBackoff": "0.2s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
     }
-)
+    home = {"name": [{"service": "mantel.home.v1.HomeService"}], "retryPolicy": retry, "waitForReady": patient}
+    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [home]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +47,16 @@ class Tls:
 class _Client:
     """A connection with a token."""
 
-    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
+    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None, patient: bool = True) -> None:
         """Connects on first use; a token is sent with every call."""
-        options = [("grpc.service_config", SERVICE_CONFIG), ("grpc.keepalive_time_ms", 30_000)]
+        self.target, self.tls = target, tls
+        options = [
+            ("grpc.service_config", service_config(patient=patient)),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),  # a worker is back within a second or two
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+        ]
         if tls is None:
             self.channel = grpc.insecure_channel(target, options)
         else:
@@ -73,9 +76,9 @@ class _Client:
 class HomeClient(_Client):
     """A connection to the data port."""
 
-    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
+    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None, patient: bool = True) -> None:
         """Connects on first use; a token is sent with every call."""
-        super().__init__(target, token=token, tls=tls)
+        super().__init__(target, token=token, tls=tls, patient=patient)
         self._home = home_pb2_grpc.HomeServiceStub(self.channel)
         self._health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -101,6 +104,21 @@ class HomeClient(_Client):
             hidden_ids=hidden_ids,
         )
         return self._home.GetHome(request, timeout=timeout_s, metadata=self.metadata)
+
+    def explain_home(  # the fields of the request
+        self,
+        user_id: str,
+        *,
+        item_id: str = "",
+        surface: str = "",
+        market: str = "",
+        set_params: Mapping[str, str] | None = None,
+        timeout_s: float | None = 5.0,
+    ) -> home_pb2.ExplainHomeResponse:
+        """How a page came to be; raises grpc.RpcError with the documented status codes."""
+        page = home_pb2.GetHomeRequest(user_id=user_id, surface=surface, context=home_pb2.Context(market=market))
+        request = home_pb2.ExplainHomeRequest(request=page, item_id=item_id, set_params=set_params)
+        return self._home.ExplainHome(request, timeout=timeout_s, metadata=self.metadata)
 
     def serving(self, *, timeout_s: float = 1.0) -> bool:
         """Whether the server can answer pages now."""

@@ -18,7 +18,7 @@ from ranking.layout import lay_out
 from ranking.lines import asked, draw_lines
 from ranking.retrieve import retrieve
 from ranking.score import score
-from ranking.types import Candidates, Degraded, Fate, Home, HomeQuery, Lines, Shelf, Trace
+from ranking.types import Candidates, Degraded, Fate, Home, HomeQuery, Lines, Shelf, Trace, TracedLine
 
 STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout")
 _FAULTS: Final = {
@@ -81,7 +81,19 @@ def _page(
         cold_start=known is Known.STRANGER,
         degraded=tuple(_degraded(query, known, int(failed[mine].sum()), len(mine))),
         coverage=100 * (wanted - lost) // wanted,
+        lines=tuple(_traced(int(line), lines, candidates) for line in mine) if query.traced else (),
         fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},
+    )
+
+
+def _traced(line: int, lines: Lines, candidates: Candidates) -> TracedLine:
+    real = candidates.fate[line] != Fate.PADDING
+    return TracedLine(
+        spec=lines.specs[line],
+        subject=int(lines.subject[line]),
+        rows=candidates.rows[line, real],
+        scores=candidates.scores[line, real],
+        fate=candidates.fate[line, real],
     )
 
 

@@ -24,7 +24,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
     for number, query in enumerate(queries):
         blind = bool(unhidden[number]) and query.hidden is None
         for slot, spec in enumerate(asked(query)):
-            if blind and spec.source not in {"popular", "editorial"}:
+            if blind and spec.source not in {"popular", "editorial", "given"}:
                 continue
             subject = int(subjects[spec.source][number, spec.nth - 1]) if spec.source in subjects else -1
             needs = {

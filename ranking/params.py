@@ -111,7 +111,7 @@ PARAMS: Final = (
     ),
     Param(
         name="calibration_lambda",
-        default=0.3,
+        default=0.4,
         low=0.0,
         high=1.0,
         unit="share",
@@ -178,6 +178,11 @@ def _number(param: Param, value: Value) -> float:
     if isinstance(value, str) or not param.low <= value <= param.high:
         raise ValueError(f"{param.name} must be {param.low:g} to {param.high:g}")
     return value
+
+
+def named(param: Param, value: float) -> str:
+    """A value as a person writes it: a choice by its name."""
+    return param.choices[int(value)] if param.choices else f"{value:g}"
 
 
 def column(params: Params, name: str) -> NDArray[np.float64]:

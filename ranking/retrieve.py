@@ -96,6 +96,8 @@ def _listed(
         place = np.searchsorted(snapshot.columns["neighbour_row"], lines.subject[line])
         cosines = snapshot.columns["neighbour_cosine"][place].astype(np.float64)
         return snapshot.columns["neighbour"][place].astype(np.int64), cosines
+    if spec.source == "given":
+        return _given(queries[query], listeners.vectors[query], snapshot)
     if spec.source == "editorial":
         found = snapshot.rows_of(spec.item_keys.get(market, spec.item_keys.get("", np.empty(0, np.uint64))))
         rows = found[found >= 0]
@@ -105,6 +107,21 @@ def _listed(
     if spec.source == "newest" and listeners.vectors[query].any():
         return rows, (snapshot.columns["vector"][rows] @ listeners.vectors[query]).astype(np.float64)
     return rows, 1 / np.arange(1, len(rows) + 1)  # the list's own order
+
+
+def _given(
+    query: HomeQuery, own: NDArray[np.float32], snapshot: Snapshot
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The caller's own candidates: by cosine to an item, else by the listener's taste, else by popularity."""
+    found = np.unique(snapshot.rows_of(query.given))
+    rows = found[found >= 0]
+    near = snapshot.rows_of(np.array([query.near], np.uint64))
+    if query.near and near[0] >= 0:
+        unit = _unit(snapshot.columns["vector"][np.concatenate((near, rows))].astype(np.float64))
+        return rows, np.vecdot(unit[1:], unit[:1])
+    if own.any():
+        return rows, np.vecdot(snapshot.columns["vector"][rows], own[None]).astype(np.float64)
+    return rows, snapshot.columns["popularity"][rows].astype(np.float64)
 
 
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from features.snapshot import UNKNOWN_DAY, Snapshot
 from ranking.history import DAY_S
-from ranking.params import column
+from ranking.params import INDEX, Params, column
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
 
@@ -26,6 +26,19 @@ def score(queries: tuple[HomeQuery, ...], lines: Lines, snapshot: Snapshot, cand
     return replace(candidates, scores=np.where(candidates.fate == Fate.PADDING, -np.inf, total))
 
 
+def item_terms(
+    rows: NDArray[np.int64], scores: NDArray[np.float64], params: Params, now: int, snapshot: Snapshot
+) -> dict[str, NDArray[np.float64]]:
+    """What each item's score is made of, `[item]` by name; affinity is what the other terms leave."""
+    today = np.int64(now // DAY_S)
+    released, half_life = snapshot.columns["released"][rows], params[INDEX["freshness_half_life_days"]]
+    terms = {
+        "popularity": params[INDEX["popularity_weight"]] * snapshot.columns["popularity"][rows].astype(np.float64),
+        "freshness": params[INDEX["freshness_weight"]] * _fresh(released, today, half_life),
+    }
+    return {"affinity": scores - sum(terms.values()), **terms}
+
+
 def scaled(candidates: Candidates) -> NDArray[np.float64]:
     """Affinity from 0 to 1 over what each line kept, `[line, candidate]`; nan where it was no finite number."""
     scores = np.where(np.isfinite(candidates.scores), candidates.scores, np.nan)
@@ -37,7 +50,7 @@ def scaled(candidates: Candidates) -> NDArray[np.float64]:
 
 
 def _fresh(
-    released: NDArray[np.int32], today: NDArray[np.int64], half_life: NDArray[np.float64]
+    released: NDArray[np.int32], today: NDArray[np.int64] | np.int64, half_life: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
     age = np.maximum(today - released.astype(np.int64), 0)
     return np.where(released == UNKNOWN_DAY, 0.0, np.exp2(-age / half_life))

@@ -29,7 +29,7 @@ class ShelfSpec:
     """One shelf of a surface."""
 
     id: str
-    source: Source
+    source: Source | Literal["given"]  # given: the caller's own candidates, never in a file
     titles: Mapping[str, str]  # locale in lower case -> heading; "en" is always there
     size: int = 12  # how many items it shows
     minimum: int = 4  # with fewer it is dropped

@@ -62,6 +62,9 @@ class HomeQuery:
     hidden: NDArray[np.uint64] | None = None  # item keys as the client knows them; None: not said
     shelves: int = 0  # how many to answer; 0: all
     seed: int = 0  # of (user, session, surface): what makes a discover shelf differ between sessions
+    given: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys of the caller's own candidates
+    near: int = 0  # item key that given candidates are ranked by nearness to; 0: by the listener's taste
+    traced: bool = False  # whether the page tells what became of every candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +110,17 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TracedLine:
+    """What became of every candidate of a line, in the order of its choice, `[candidate]`, padding left out."""
+
+    spec: ShelfSpec
+    subject: int
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    fate: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Home:
     """One page, and how it came to be."""
 
@@ -116,6 +130,7 @@ class Home:
     degraded: tuple[Degraded, ...]
     coverage: int  # percent of lines whose retrieval answered
     fates: Mapping[Fate, int]  # padding excluded
+    lines: tuple[TracedLine, ...] = ()  # where the query is traced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

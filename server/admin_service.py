@@ -4,16 +4,18 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 
 import redis
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from features.errors import InvalidInput, NotFound, SnapshotRefused, Unavailable, WrongState
+from features.errors import DeadlineExceeded, InvalidInput, NotFound, SnapshotRefused, Unavailable, WrongState
 from features.keys import Keys
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
 from features.snapshot import Manifest, load, read_manifest
+from features.spaces import read_space
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from server.guard import Call
@@ -21,6 +23,7 @@ from server.memory import pss_bytes
 from server.version import VERSION
 
 _DIGEST_PREFIX_MIN = 8
+_LOCK_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,12 @@ class AdminService:
     async def get_status(self, _: admin_pb2.GetStatusRequest, call: Call) -> admin_pb2.GetStatusResponse:
         """What each worker believes."""
         del call
+        pointer, store_up = None, True
         try:
-            pointer = await asyncio.to_thread(read_pointer, self.client, self.keys)
-            store_up = True
+            with suppress(WrongState):  # it answers, with a pointer that cannot be read
+                pointer = await asyncio.to_thread(read_pointer, self.client, self.keys)
         except redis.RedisError:
-            pointer, store_up = None, False
+            store_up = False
         return admin_pb2.GetStatusResponse(
             version=VERSION,
             workers=[
@@ -66,16 +70,14 @@ class AdminService:
         self, request: admin_pb2.ActivateSnapshotRequest, call: Call
     ) -> admin_pb2.ActivateSnapshotResponse:
         """Makes a published snapshot the one that is served, after verifying it."""
-        del call
-        snapshot = await asyncio.to_thread(self._activate, request.digest)
+        snapshot = await asyncio.to_thread(self._activate, request.digest, call)
         return admin_pb2.ActivateSnapshotResponse(snapshot=snapshot)
 
     async def rollback_snapshot(
         self, _: admin_pb2.RollbackSnapshotRequest, call: Call
     ) -> admin_pb2.RollbackSnapshotResponse:
         """Goes back to the snapshot that was served before."""
-        del call
-        return admin_pb2.RollbackSnapshotResponse(snapshot=await asyncio.to_thread(self._rollback))
+        return admin_pb2.RollbackSnapshotResponse(snapshot=await asyncio.to_thread(self._rollback, call))
 
     def _processes(self, *, store_up: bool) -> Iterable[admin_pb2.Process]:
         """The supervisor, its children, and the store where it runs on this machine."""
@@ -114,7 +116,7 @@ class AdminService:
             workers=sum(beat.digest == digest for beat in self.state.heartbeats()),
         )
 
-    def _activate(self, prefix: str) -> admin_pb2.Snapshot:
+    def _activate(self, prefix: str, call: Call) -> admin_pb2.Snapshot:
         if len(prefix) < _DIGEST_PREFIX_MIN or not prefix.isalnum():
             raise InvalidInput(("digest", f"must be at least {_DIGEST_PREFIX_MIN} hex digits"))
         found = list(self.state.snapshots.glob(f"{prefix}*"))
@@ -122,15 +124,22 @@ class AdminService:
             raise NotFound("no published snapshot has a digest that begins so")
         if len(found) > 1:
             raise InvalidInput(("digest", f"{len(found)} published snapshots begin so; give more of it"))
-        return self._serve(found[0].name, back=False)
+        return self._serve(found[0].name, call, back_from=None)
 
-    def _rollback(self) -> admin_pb2.Snapshot:
+    def _rollback(self, call: Call) -> admin_pb2.Snapshot:
         pointer = self._pointer()
         if pointer is None or not pointer.before:
             raise WrongState("no snapshot was served before this one")
-        return self._serve(pointer.before[0].digest, back=True)
+        return self._serve(pointer.before[0].digest, call, back_from=pointer.sequence)
 
-    def _serve(self, digest: str, *, back: bool) -> admin_pb2.Snapshot:
+    def _serve(self, digest: str, call: Call, *, back_from: int | None) -> admin_pb2.Snapshot:
+        """Moves the pointer, alone on this state directory: what is verified here nobody collects meanwhile."""
+        patience_s = min(_LOCK_PATIENCE_S, call.deadline - time.monotonic())
+        held = "a publish is under way on this state directory; try again when it has ended"
+        with self.state.lock("publish", wait=True, held=held, patience_s=patience_s):
+            return self._serve_locked(digest, call, back_from=back_from)
+
+    def _serve_locked(self, digest: str, call: Call, *, back_from: int | None) -> admin_pb2.Snapshot:
         folder = self.state.snapshots / digest
         try:
             snapshot = load(folder)
@@ -140,7 +149,11 @@ class AdminService:
             raise WrongState(f"snapshot {digest[:12]} does not verify")
         served = Served(digest=digest, space_id=snapshot.manifest.space_id)
         try:
-            pointer = flip_pointer(self.client, self.keys, served, now=time.time(), back=back)
+            if not read_space(self.client, self.keys, served.space_id).complete:
+                raise WrongState(f"the store does not hold the listeners of snapshot {digest[:12]}; publish it again")
+            if time.monotonic() > call.deadline:  # nobody waits any more: what was answered so has changed nothing
+                raise DeadlineExceeded("the deadline passed before the snapshot was verified")
+            pointer = flip_pointer(self.client, self.keys, served, now=time.time(), back_from=back_from)
         except redis.RedisError as error:
             raise Unavailable("the store cannot be reached") from error
         return self._snapshot(snapshot.manifest, digest, folder.stat().st_mtime, pointer)

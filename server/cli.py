@@ -1,20 +1,20 @@
-"""The command line: `mantel --help`. It and `server/cli_offline.py` alone may import any room, and do so lazily."""
+"""The command line: `mantel --help`. It and `server/cli_*.py` alone may import any room, and do so lazily."""
 
-import json
 import os
-import re
 import signal
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from features.errors import InvalidInput, MantelError
 from features.state import Endpoints, State
-from server import cli_offline
-from server.options import JsonOption, PrefixOption, RedisOption, StateOption, TargetOption, redis_url
+from server import cli_calls, cli_demo, cli_offline
+from server.options import PrefixOption, RedisOption, StateOption, redis_url, setting
 from server.settings import Settings, load_settings
+from server.version import VERSION
 
 app = typer.Typer(
     help="Mantel serves the Home shelves of a music app. Start with: mantel demo",
@@ -23,26 +23,43 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-snapshots = typer.Typer(help="See and change which snapshot a running server serves.", no_args_is_help=True)
 tokens = typer.Typer(help="Say who may call.", no_args_is_help=True)
+app.command()(cli_demo.demo)
 cli_offline.register(app)
-app.add_typer(snapshots, name="snapshots")
+cli_calls.register(app)
 app.add_typer(tokens, name="tokens")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mantel {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _mantel(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version  # its callback has answered
 
 
 @app.command()
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="Address of all ports. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Data port; 0: any. [default: 50051]")] = None,
-    control_port: Annotated[int | None, typer.Option(help="Control port. [default: 50052]")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Prometheus port. [default: 9464]")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that serve. [default: 1]")] = None,
-    surfaces: Annotated[Path | None, typer.Option(help="Surfaces file. [default: the one that ships]")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Private key, PEM.")] = None,
-    tls_client_ca: Annotated[Path | None, typer.Option(help="CA of client certificates, which it requires.")] = None,
-    insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow plain text beyond loopback.")] = None,
+    host: Annotated[str | None, typer.Option(help=setting("host"))] = None,
+    port: Annotated[int | None, typer.Option(help=setting("port"))] = None,
+    control_port: Annotated[int | None, typer.Option(help=setting("control_port"))] = None,
+    metrics_host: Annotated[str | None, typer.Option(help=setting("metrics_host"))] = None,
+    metrics_port: Annotated[int | None, typer.Option(help=setting("metrics_port"))] = None,
+    workers: Annotated[int | None, typer.Option(help=setting("workers"))] = None,
+    surfaces: Annotated[Path | None, typer.Option(help=setting("surfaces"))] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help=setting("tls_cert"))] = None,
+    tls_key: Annotated[Path | None, typer.Option(help=setting("tls_key"))] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help=setting("tls_client_ca"))] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help=setting("insecure"))] = None,
     check: Annotated[bool, typer.Option("--check", help="Load everything, say what is in force, and exit.")] = False,
     state: StateOption = None,
     redis: RedisOption = None,
@@ -53,6 +70,7 @@ def serve(
     Every flag is also an environment variable (MANTEL_PORT …) and a key of the TOML file that MANTEL_CONFIG names;
     so are the settings without a flag, which --check prints.
     """
+    from features.embedded_redis import revive
     from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
     from server import logs
     from server.identity import load_identities
@@ -62,6 +80,7 @@ def serve(
         host=host,
         port=port,
         control_port=control_port,
+        metrics_host=metrics_host,
         metrics_port=metrics_port,
         workers=workers,
         surfaces=surfaces,
@@ -74,104 +93,35 @@ def serve(
         prefix=prefix,
     )
     found = load_surfaces(settings.surfaces or DEFAULT_SURFACES)
-    load_identities(State(settings.state), development=settings.on_loopback)
+    _warn(settings)
     if check:
-        typer.echo(json.dumps(_masked(settings) | {"found_surfaces": sorted(found)}, indent=1))
-        return
+        from server.cli_check import check as well
+
+        raise typer.Exit(0 if well(settings, found) else 1)
+    load_identities(State(settings.state), development=settings.on_loopback)
     logs.configure("supervisor")
+    tend = (lambda: None) if settings.redis else partial(revive, State(settings.state))
     with redis_url(settings) as url:
-        supervise(settings, redis_url=url, announced=_announce)
-
-
-@app.command()
-def get(
-    user_id: Annotated[str, typer.Argument(metavar="USER", help="The listener.")],
-    *,
-    surface: Annotated[str, typer.Option(help="The surface.")] = "home",
-    market: Annotated[str, typer.Option(help="ISO 3166-1 alpha-2, such as GB.")] = "",
-    locale: Annotated[str, typer.Option(help="Language of the headings, such as de.")] = "en",
-    exclude: Annotated[list[str] | None, typer.Option(help="An item not to show; may be repeated.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 2.0,
-    target: TargetOption = None,
-    tls_ca: Annotated[Path | None, typer.Option(help="CA of the server's certificate, PEM: connect with TLS.")] = None,
-    state: StateOption = None,
-    json_: JsonOption = False,
-) -> None:
-    """Show a listener's Home page.
-
-    Needs MANTEL_TOKEN, or the development token of --state. Example: mantel get u0000001 --market GB
-    """
-    from protos.client import Tls
-    from server import calling, face
-
-    tls = None if tls_ca is None else Tls(root=tls_ca.read_bytes())
-    with calling.home(State(load_settings(state=state).state), target, tls) as client:
-        home, seconds = calling.timed(
-            lambda: client.get_home(
-                user_id,
-                surface=surface,
-                market=market,
-                locale=locale,
-                exclude_item_ids=exclude or (),
-                timeout_s=timeout,
-            )
-        )
-    if json_:
-        typer.echo(face.page_json(home, seconds))
-    else:
-        face.console().print(face.page(user_id, home, seconds))
-
-
-@snapshots.command("list")
-def list_snapshots(*, target: TargetOption = None, state: StateOption = None, json_: JsonOption = False) -> None:
-    """List the published snapshots, newest first."""
-    from server import calling, reports
-
-    with calling.admin(State(load_settings(state=state).state), target) as admin:
-        reports.snapshots(calling.said(admin.list_snapshots), as_json=json_)
-
-
-@snapshots.command("status")
-def snapshot_status(*, target: TargetOption = None, state: StateOption = None, json_: JsonOption = False) -> None:
-    """Show what each worker of a running server serves."""
-    from server import calling, reports
-
-    with calling.admin(State(load_settings(state=state).state), target) as admin:
-        reports.status(calling.said(admin.get_status), as_json=json_)
-
-
-@snapshots.command("activate")
-def activate_snapshot(
-    digest: Annotated[str, typer.Argument(help="Its digest, or at least 8 characters of its beginning.")],
-    *,
-    target: TargetOption = None,
-    state: StateOption = None,
-) -> None:
-    """Serve a published snapshot."""
-    from server import calling, face
-
-    with calling.admin(State(load_settings(state=state).state), target) as admin:
-        face.console().print(f"serving {calling.said(lambda: admin.activate_snapshot(digest)).digest}")
-
-
-@snapshots.command("rollback")
-def rollback_snapshot(*, target: TargetOption = None, state: StateOption = None) -> None:
-    """Go back to the snapshot that was served before."""
-    from server import calling, face
-
-    with calling.admin(State(load_settings(state=state).state), target) as admin:
-        face.console().print(f"serving {calling.said(admin.rollback_snapshot).digest}")
+        supervise(settings, redis_url=url, announced=_announce, tend=tend)
 
 
 @tokens.command("add")
 def add_token(
-    name: Annotated[str, typer.Argument(help="Who it is.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is.")],
     *,
-    role: Annotated[list[str], typer.Option(help="client, explain, force, experimenter, promoter or admin.")],
+    role: Annotated[list[str], typer.Option(metavar="ROLE", help="What they may do; may be repeated.")],
     certificate: Annotated[str, typer.Option(help="Identify by this name of a client certificate instead.")] = "",
     state: StateOption = None,
 ) -> None:
     """Let someone call: prints the new token, which is stored as a hash only.
+
+    Roles:
+    client: ask for pages, of any listener
+    explain: ask why a page is as it is
+    force: choose arms of experiments for a request
+    experimenter: change experiments
+    promoter: change promotions
+    admin: see the server's status, change its snapshot
 
     Example: mantel tokens add web-app --role client
     """
@@ -183,6 +133,7 @@ def add_token(
         State(load_settings(state=state).state), name, [Role(one) for one in role], certificate=certificate
     )
     typer.echo(token or f"{name} is known by its certificate")
+    typer.echo("running servers know it within seconds", err=True)
 
 
 @tokens.command("list")
@@ -197,7 +148,9 @@ def list_tokens(*, state: StateOption = None) -> None:
 
 
 @tokens.command("remove")
-def remove_token(name: str, *, state: StateOption = None) -> None:
+def remove_token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is.")], *, state: StateOption = None
+) -> None:
     """Stop letting someone call; running servers follow within seconds."""
     from server.identity import remove_principal
 
@@ -210,6 +163,7 @@ def main() -> None:
     SIGTERM ends it as Ctrl-C does, so that it leaves no Redis behind.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines would mix with ours; children inherit it
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: two BLAS pools on two cores only hinder
     try:
         app()
@@ -218,17 +172,15 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
 
 
+def _warn(settings: Settings) -> None:
+    if settings.insecure and settings.tls_cert is None and not settings.on_loopback:
+        typer.secho(f"plain text on {settings.host}: tokens and pages can be read on their way", fg="yellow", err=True)
+
+
 def _announce(endpoints: Endpoints) -> None:
     typer.echo(
         f"data {endpoints.target} · control {endpoints.control} · metrics http://{endpoints.metrics}/metrics", err=True
     )
-
-
-def _masked(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON, with the Redis URL masked in both places that may hold a password."""
-    said = settings.model_dump(mode="json")
-    url = re.sub(r"//[^/]*@", "//***@", said["redis"])
-    return said | {"redis": re.sub(r"password=[^&]*", "password=***", url)}
 
 
 if __name__ == "__main__":

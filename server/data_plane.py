@@ -5,11 +5,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from features.errors import MantelError
 from features.index import use_one_thread
 from features.listener_store import ListenerStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
@@ -20,6 +18,7 @@ from server.settings import Settings
 from server.snapshots import Snapshots
 from server.transport import Transport
 
+FIRST_BEATS_S: Final = 0.1  # between beats until it listens
 _log = logging.getLogger("mantel.worker")
 
 
@@ -35,51 +34,61 @@ class DataPlane:
     batcher: Batcher[Any, Served]
     reload_identities: Callable[[], None]
     metrics: Metrics
+    shared_port: bool  # other processes listen on it too
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then drains: NOT_SERVING, calls in flight to their end, Redis closed."""
-        use_one_thread()
-        beats = asyncio.create_task(self._beat_on(time.time()))
-        await self._refresh()  # first: of workers that share a port only those that can answer shall listen on it
-        batches = asyncio.create_task(self.batcher.run())
-        await self.transport.start(serving=self.snapshots.current is not None)
-        house = asyncio.create_task(self._keep_house(stop))
-        await stop.wait()
-        await self.transport.retire()
-        await asyncio.sleep(self.settings.drain_s)  # load balancers look elsewhere before the port closes
-        await self.transport.stop(self.settings.grace_s)
-        await self.batcher.drain()
-        for task in (house, batches, beats):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        await self.store.close()
-        self.state.stop_beating(os.getpid())
+        """Serves until `stop` is set, then drains: NOT_SERVING, calls in flight to their end, Redis closed.
 
-    async def _keep_house(self, stop: asyncio.Event) -> None:
+        Where housekeeping, batching or beating ends before, so does this, with its error: half a worker serves nobody.
+        """
+        use_one_thread()
+        listening = asyncio.Event()
+        work = (self._beat_on(time.time(), listening), self.batcher.run(), self._keep_house(stop, listening))
+        tasks = [asyncio.create_task(one) for one in work]
+        try:
+            await _watch(tasks, stop)
+            if listening.is_set():
+                await self.transport.retire()
+                await asyncio.sleep(self.settings.drain_s)  # load balancers look elsewhere before the port closes
+                await self.transport.stop(self.settings.grace_s)
+                await self.batcher.drain()
+        finally:
+            stop.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.transport.stop(0)
+            await self.store.close()
+            self.state.stop_beating(os.getpid())
+
+    async def _keep_house(self, stop: asyncio.Event, listening: asyncio.Event) -> None:
         """Ends with `stop`: redis-py can swallow a cancellation that meets it waiting for an answer."""
-        serving = self.snapshots.current is not None
+        serving = False
         while not stop.is_set():
-            await asyncio.sleep(self.settings.poll_s)
-            await self._refresh()
-            if not serving and self.snapshots.current is not None:
-                serving = True
+            await self._refresh()  # first: of workers that share a port only those that can answer shall listen on it
+            loaded = self.snapshots.current is not None
+            if not listening.is_set() and (loaded or not self.shared_port or not self.snapshots.refusal):
+                await self.transport.start(serving=loaded)
+                listening.set()
+            elif loaded and not serving:
                 await self.transport.set_serving(serving=True)
+            serving = loaded
+            await asyncio.sleep(self.settings.poll_s)
 
     async def _refresh(self) -> None:
         try:
             self.reload_identities()
-        except MantelError:
+        except Exception:  # noqa: BLE001  # a worker serves on, whatever its housekeeping meets
             _log.exception("the principals stay as they were")
         try:
             await self.snapshots.refresh()
-        except Exception:  # noqa: BLE001  # a worker serves on, whatever its housekeeping meets
+        except Exception:  # noqa: BLE001  # as above
             _log.exception("the snapshot stays as it was")
 
-    async def _beat_on(self, started_at: float) -> None:
+    async def _beat_on(self, started_at: float, listening: asyncio.Event) -> None:
         """Beats also while a large snapshot loads: what a living worker serves must not be collected."""
-        every_s = min(self.settings.poll_s, HEARTBEAT_STALE_S / 4)
         while True:
+            every_s = min(self.settings.poll_s, HEARTBEAT_STALE_S / 4 if listening.is_set() else FIRST_BEATS_S)
             snapshot = self.snapshots.current
             heartbeat = Heartbeat(
                 pid=os.getpid(),
@@ -87,6 +96,7 @@ class DataPlane:
                 started_at=started_at,
                 seen_at=time.time(),
                 refusal=self.snapshots.refusal,
+                ready=listening.is_set(),
             )
             try:
                 self.state.beat(heartbeat)
@@ -95,3 +105,14 @@ class DataPlane:
             due = time.monotonic() + every_s
             await asyncio.sleep(every_s)
             self.metrics.lagged(max(0.0, time.monotonic() - due))
+
+
+async def _watch(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Waits for `stop`; raises the error of a task that ends before."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((stopped, *tasks), return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set():
+        return
+    stopped.cancel()
+    ended = next(task for task in tasks if task.done())
+    raise RuntimeError("a background task of the worker ended") from (None if ended.cancelled() else ended.exception())

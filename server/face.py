@@ -1,9 +1,9 @@
 """How Mantel looks in a terminal: pages as shelves of cards, tables, and progress."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -14,10 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from features.state import Endpoints
 from protos.home.v1 import home_pb2
 
 CARD_WIDTH = 28
+AS_TYPED: Mapping[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}  # for text to copy
 _REASONS = {
     home_pb2.REASON_CODE_YOUR_TASTE: "near your taste",
     home_pb2.REASON_CODE_POPULAR_IN_MARKET: "popular in {0}",
@@ -61,7 +61,8 @@ def reason(why: home_pb2.Reason) -> str:
 
 def page_json(home: home_pb2.GetHomeResponse, seconds: float) -> str:
     """A page as JSON, with the time it took."""
-    return json.dumps(MessageToDict(home, preserving_proto_field_name=True) | {"seconds": round(seconds, 6)}, indent=1)
+    told = MessageToDict(home, preserving_proto_field_name=True) | {"seconds": round(seconds, 6)}
+    return json.dumps(told, indent=1, ensure_ascii=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
@@ -81,26 +82,19 @@ def console() -> Console:
 
 
 def favourites(user_id: str, rows: Sequence[tuple[str, str, str, int]]) -> Table:
-    """What a listener plays most."""
-    return table(f"{user_id} plays most", ("title", "", "genres", "plays"), rows)
-
-
-def how_to_call(endpoints: Endpoints, state: Path, user_id: str) -> RenderableType:
-    """How to go on from a demo that serves."""
-    request = json.dumps({"user_id": user_id})
-    lines = [
-        f"mantel get {user_id} --state {state}",
-        f"mantel get a-stranger --market GB --state {state}",
-        f'buf curl --protocol grpc --http2-prior-knowledge -H "authorization: Bearer $(cat {state}/dev-token)" \\',
-        f"    -d '{request}' http://{endpoints.target}/mantel.home.v1.HomeService/GetHome",
-        f"curl http://{endpoints.metrics}/metrics",
-    ]
-    return Panel("\n".join(lines), title="serving until Ctrl-C; in another terminal", title_align="left")
+    """What a listener plays most, each on one line."""
+    drawn = table(f"{user_id} plays most", ("title", "", "genres", "plays"), rows)
+    for column in drawn.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
+    return drawn
 
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (stage, done, total) that draws one bar per stage; a total of 0 is not known."""
+    """A callback (stage, done, total) that draws one bar per stage; a total of 0 is not known.
+
+    Of what is interrupted or fails no half-drawn bar stays.
+    """
     bars = Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<12}"),
@@ -118,9 +112,17 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]
             tasks[stage] = bars.add_task(stage, total=total or None)
         bars.update(tasks[stage], completed=done, total=total or None)
 
-    with bars:
-        yield tell
-        _finish(bars, tasks)
+    try:
+        with bars:
+            try:
+                yield tell
+            except BaseException:
+                bars.live.transient = True
+                raise
+            _finish(bars, tasks)
+    except KeyboardInterrupt:
+        bars.console.print("interrupted")
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _finish(bars: Progress, tasks: dict[str, Any]) -> None:

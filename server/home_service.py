@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from features.errors import Unavailable
 from features.listener_store import ListenerStore
@@ -11,15 +11,24 @@ from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
 from ranking.home import assemble
 from ranking.surfaces import Surface
-from ranking.types import Home, HomeQuery
+from ranking.types import Home, HomeQuery, Trace
+from server import explain
 from server.batching import Batcher
-from server.codec import encode_home, to_query
+from server.codec import encode_home, encode_ranked, encode_shelf
 from server.guard import Call
 from server.logs import RequestLog
 from server.metrics import Metrics
+from server.queries import to_query, to_rank_query, to_shelf_query
 from server.snapshots import Snapshots
 
-Served = tuple[Home, Snapshot]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A page, the snapshot that it was made from, and how long its batch took."""
+
+    home: Home
+    snapshot: Snapshot
+    trace: Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +43,47 @@ class HomeService:
     async def get_home(self, request: home_pb2.GetHomeRequest, call: Call) -> bytes:
         """One page."""
         query = to_query(request, self.surfaces, call.principal, now=int(self.now()))
-        home, snapshot = await self.batcher.submit(query, deadline=call.deadline)
-        self.log.served(call, query, home, snapshot)
-        return encode_home(home, snapshot, locale=request.context.locale, request_id=call.request_id)
+        served = await self._submit(query, call)
+        return encode_home(served.home, served.snapshot, locale=request.context.locale, request_id=call.request_id)
+
+    async def get_shelf(self, request: home_pb2.GetShelfRequest, call: Call) -> bytes:
+        """One shelf, as long as asked."""
+        query = to_shelf_query(request, self.surfaces, call.principal, now=int(self.now()))
+        served = await self._submit(query, call)
+        return encode_shelf(served.home, served.snapshot, locale=request.context.locale, request_id=call.request_id)
+
+    async def rank_items(self, request: home_pb2.RankItemsRequest, call: Call) -> bytes:
+        """The caller's own candidates, filtered, scored and diversified; what is dropped is told."""
+        query = to_rank_query(request, self.surfaces, call.principal, now=int(self.now()))
+        served = await self._submit(query, call)
+        dropped = explain.dropped(served.home, served.snapshot, request.item_ids)
+        return encode_ranked(served.home, served.snapshot, dropped, request_id=call.request_id)
+
+    async def explain_home(self, request: home_pb2.ExplainHomeRequest, call: Call) -> home_pb2.ExplainHomeResponse:
+        """How a page came to be; with params set, beside the page that they would make."""
+        asked, locale = request.request, request.request.context.locale
+        query = to_query(asked, self.surfaces, call.principal, now=int(self.now()))
+        query = replace(query, traced=True)
+        other = explain.what_if(query, request.set_params) if request.set_params else None
+        served = await self._submit(query, call)
+        home, snapshot = served.home, served.snapshot
+        response = home_pb2.ExplainHomeResponse(
+            stages=explain.stages(home, served.trace),
+            params=explain.params(query.surface),
+            scores=explain.scores(home, snapshot, query),
+            fates=explain.fates(home, snapshot, request.item_id) if request.item_id else (),
+        )
+        response.response.MergeFromString(encode_home(home, snapshot, locale=locale, request_id=call.request_id))
+        if other is not None:
+            then = await self._submit(other, call)
+            page = encode_home(then.home, then.snapshot, locale=locale, request_id=call.request_id)
+            response.what_if.MergeFromString(page)
+        return response
+
+    async def _submit(self, query: HomeQuery, call: Call) -> Served:
+        served = await self.batcher.submit(query, deadline=call.deadline)
+        self.log.served(call, query, served.home, served.snapshot)
+        return served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,4 +110,4 @@ class HomeBatches:
         homes = self.snapshots.mark_stale(homes)
         shown = [(query.surface.name, home) for query, home in zip(queries, homes, strict=True)]
         asyncio.get_running_loop().call_later(0, self.metrics.served, shown, read_s, trace)  # after the responses
-        return [(home, snapshot) for home in homes]
+        return [Served(home=home, snapshot=snapshot, trace=trace) for home in homes]

@@ -147,7 +147,8 @@ def remove_principal(state: State, name: str) -> None:
 
 
 def _write(state: State, principals: tuple[Principal, ...]) -> None:
-    write_whole(state.tokens, json.dumps([asdict(one) for one in principals], indent=1).encode(), mode=0o600)
+    content = json.dumps([asdict(one) for one in principals], indent=1).encode()
+    write_whole(state.tokens, content, mode=0o600, durable=True)
 
 
 def _hash(token: str) -> str:

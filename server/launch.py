@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from protos.client import HomeClient
 
 START_S: Final = 60.0
 STOP_S: Final = 20.0
+_PORTS: Final = {"port": 50051, "control-port": 50052, "metrics-port": 9464}
 
 
 @contextmanager
@@ -62,6 +64,27 @@ def _ready(server: subprocess.Popen[bytes], state: State, log: Path) -> Endpoint
         time.sleep(0.02)
     tail = log.read_text(errors="replace").strip().splitlines()[-3:]
     raise Unavailable(f"the server does not become ready; {log} ends with:\n" + "\n".join(tail))
+
+
+def answers(endpoints: Endpoints) -> bool:
+    """Whether a server can answer pages there now."""
+    with HomeClient(endpoints.target) as client:
+        return client.serving()
+
+
+def free_ports(*, any_port: bool) -> dict[str, str]:
+    """Flags that give `mantel serve` its usual ports, or any in place of one that is taken, or any for all."""
+    return {flag: "0" if any_port or _taken(port) else str(port) for flag, port in _PORTS.items()}
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+        return False
 
 
 def until_interrupted() -> None:

@@ -8,10 +8,10 @@ _PROC: Final = Path("/proc")
 
 
 def peak_bytes() -> int:
-    """The most memory that this process and its ended children have held at once, each at most."""
-    return 1024 * max(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    )
+    """The peak resident set size of this process, or of the largest of its ended children."""
+    lines = (_PROC / "self" / "status").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))  # getrusage counts the parent's too
+    return 1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def pss_bytes(pid: int) -> int:

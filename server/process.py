@@ -15,6 +15,7 @@ from features.state import State
 from server import logs, metrics, wiring
 from server.supervisor import Task
 
+WHY = 500  # characters of an error that the supervisor is told
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,7 +41,7 @@ async def _run_control(task: Task) -> None:
         shared_port=task.shared_port,
         metrics=metrics.Metrics(),
     )
-    page, _ = metrics.expose(State(settings.state).metrics, settings.host, settings.metrics_port)
+    page, _ = metrics.expose(State(settings.state).metrics, settings.metrics_host, settings.metrics_port)
     await transport.start(serving=True)
     await stop.wait()
     await transport.retire()
@@ -68,7 +69,12 @@ def main(kind: str) -> None:
     task = Task.from_bytes(sys.stdin.buffer.read())
     _die_with(task.supervisor)
     logs.configure(kind)
-    uvloop.run({"worker": _run_worker, "control": _run_control}[kind](task))
+    try:
+        uvloop.run({"worker": _run_worker, "control": _run_control}[kind](task))
+    except Exception as error:
+        said = "; from ".join(f"{type(one).__name__}: {one}" for one in (error, error.__cause__) if one is not None)
+        State(task.settings.state).note_end(os.getpid(), " ".join(said.split())[:WHY])
+        raise
 
 
 if __name__ == "__main__":

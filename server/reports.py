@@ -1,7 +1,7 @@
 """What commands report: as tables for people, as JSON for programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def tables(folder: Path, summary: Any, seconds: float) -> None:
     """What `mantel world` or an import wrote, and the rows that it left out."""
     out = console()
     counts = f"{summary.items:,} items, {summary.listeners:,} listeners, {summary.listens:,} listens"
-    out.print(f"{counts} in {seconds:.1f} s, peak memory {readable(peak_bytes())} -> {folder}")
+    out.print(f"{counts} in {seconds:.1f} s, peak memory (RSS) {readable(peak_bytes())} -> {folder}")
     if hasattr(summary, "report"):
         _rejected(summary.report.rows())
 
@@ -29,7 +29,9 @@ def build(report: Any, *, as_json: bool) -> None:
     if as_json:
         said = {"digest": report.digest, "items": manifest.items, "space_id": manifest.space_id}
         seconds = {stage: round(value, 3) for stage, value in report.seconds.items()}
-        print(json.dumps(said | {"index": dict(manifest.index), "figures": dict(report.figures), "seconds": seconds}))
+        said |= {"index": dict(manifest.index), "figures": dict(report.figures), "seconds": seconds}
+        names = ("table", "reason", "rows", "examples")
+        print(json.dumps(said | {"rejected": [dict(zip(names, row, strict=True)) for row in report.rejections]}))
         return
     out = console()
     counts, index = manifest.built["counts"], manifest.index
@@ -42,7 +44,7 @@ def build(report: Any, *, as_json: bool) -> None:
         *((name, f"{value:.4g}") for name, value in report.figures.items()),
         *((f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in report.seconds.items()),
     ]
-    rows.append(("peak memory", readable(peak_bytes())))
+    rows.append(("peak memory (RSS)", readable(peak_bytes())))
     out.print(table("built", ("", "value"), rows))
     _rejected(report.rejections)
 
@@ -70,13 +72,36 @@ def evaluation(found: Any, *, as_json: bool) -> None:
     out.print(table("served against, NDCG@20, paired", ("model", "difference", "relative", "95 % interval"), rows))
 
 
-def publish(report: Any, *, as_json: bool) -> None:
-    """A PublishReport."""
+def trade_offs(found: Sequence[Any], *, as_json: bool) -> None:
+    """TradeOffs: relevance, diversity and calibration of each way to choose a page, against the plain one."""
+    if as_json:
+        print(json.dumps([asdict(one) for one in found]))
+        return
+    rows = [
+        (
+            one.variant.name,
+            *(text for figure in (one.ndcg_20, one.diversity, one.divergence) for text in _against(figure)),
+        )
+        for one in found
+    ]
+    columns = ("variant", "NDCG@20", "against plain", "diversity", "against plain", "KL", "against plain")
+    console().print(table("chosen pages; differences paired by listener, with 95 % intervals", columns, rows))
+
+
+def _against(figure: Any) -> tuple[str, str]:
+    change = figure.difference
+    span = f"{change.relative:+.1%} [{change.relative_low:+.1%}, {change.relative_high:+.1%}]"
+    return f"{figure.mean:.4f}", span if change.mean else ""
+
+
+def publish(report: Any, emptied: Path | None, sizes: Mapping[str, int], *, as_json: bool) -> None:
+    """A PublishReport, the folder whose records were deleted, and the proportional set sizes at the end."""
     rate = report.loaded / report.load_s if report.loaded else 0.0
     each = report.memory_bytes / report.loaded if report.loaded else 0.0
     if as_json:
         said = {"digest": report.pointer.digest, "space_id": report.pointer.space_id, "listeners": report.listeners}
-        print(json.dumps(said | {"loaded": report.loaded, "listeners_per_s": rate, "redis_bytes_per_listener": each}))
+        said |= {"loaded": report.loaded, "listeners_per_s": rate, "redis_bytes_per_listener": each}
+        print(json.dumps(said | {"on_disk": report.on_disk}))
         return
     out = console()
     out.print(f"published {report.pointer.digest[:12]}: {report.items:,} items, {report.listeners:,} listeners")
@@ -86,7 +111,11 @@ def publish(report: Any, *, as_json: bool) -> None:
         out.print(f"{record:,.0f} bytes a record, {each:,.0f} bytes of Redis a listener")
     else:
         out.print("every listener of this space was there already")
-    out.print(f"peak memory {readable(peak_bytes())}, Redis {readable(report.redis_bytes)}")
+    out.print("Redis has them on disk" if report.on_disk else "Redis keeps them in memory only, as far as it says")
+    if emptied is not None:
+        out.print(f"the listener records were deleted from {emptied} (--keep-records keeps them)")
+    shares = ", ".join(f"{name} {readable(size)}" for name, size in sizes.items())
+    out.print(f"peak memory (RSS) {readable(peak_bytes())}; at the end, proportionally: {shares}")
     for digest in report.collected:
         out.print(f"removed {digest[:12]}, which nobody serves")
 
@@ -109,13 +138,16 @@ def snapshots(response: admin_pb2.ListSnapshotsResponse, *, as_json: bool) -> No
     console().print(table("snapshots (* is served)", ("digest", "published", "items", "size", "workers"), rows))
 
 
-def status(response: admin_pb2.GetStatusResponse, *, as_json: bool) -> None:
-    """What each worker believes."""
+def status(response: admin_pb2.GetStatusResponse, *, kept: str, as_json: bool) -> None:
+    """What each worker believes; `kept` is the digest in the pointer file, which counts while the store is down."""
     if as_json:
         print(json.dumps(MessageToDict(response, preserving_proto_field_name=True)))
         return
     store = "up" if response.store_up else "down"
-    title = f"mantel {response.version} · store {store} · pointer {response.current_digest[:12] or 'none'}"
+    pointer = response.current_digest[:12] or "none"
+    if kept and not response.store_up:
+        pointer = f"{kept[:12]} (of the pointer file)"
+    console().print(f"mantel {response.version} · store {store} · pointer {pointer}", highlight=False)
     rows = [
         (
             one.pid,
@@ -125,7 +157,7 @@ def status(response: admin_pb2.GetStatusResponse, *, as_json: bool) -> None:
         )
         for one in response.workers
     ]
-    console().print(table(title, ("worker", "snapshot", "since", "refused"), rows))
+    console().print(table("workers", ("worker", "snapshot", "up since", "refused"), rows))
     sizes = [(one.kind, one.pid, readable(one.pss_bytes)) for one in response.processes]
     total = ("all", "", readable(sum(one.pss_bytes for one in response.processes)))
     console().print(table("memory (proportional set size)", ("process", "pid", "memory"), [*sizes, total]))

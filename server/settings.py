@@ -1,6 +1,7 @@
 """Settings of the process: from flags, then `MANTEL_*` environment variables, then a TOML file."""
 
 import os
+import ssl
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,9 +28,10 @@ class Settings(BaseSettings):
     state: Path = Field(default=Path(".mantel"), description="directory of all state")
     redis: str = Field(default="", description="URL of a Redis; empty: the embedded one")
     prefix: str = Field(default="mantel", pattern=r"^[a-z0-9-]{1,32}$", description="prefix of every Redis key")
-    host: str = Field(default="127.0.0.1", description="address of all ports")
+    host: str = Field(default="127.0.0.1", description="address of the data and control ports")
     port: int = Field(default=50051, ge=0, le=65535, description="data port; 0: any free one")
     control_port: int = Field(default=50052, ge=0, le=65535, description="control port")
+    metrics_host: str = Field(default="127.0.0.1", description="address of the Prometheus port")
     metrics_port: int = Field(default=9464, ge=0, le=65535, description="Prometheus port")
     workers: int = Field(default=1, ge=1, le=256, description="processes that serve")
     surfaces: Path | None = Field(default=None, description="surfaces file; none: the one that ships")
@@ -92,7 +94,7 @@ def load_settings(**flags: Any) -> Settings:
     """The settings in force; flags that are None were not given.
 
     Raises:
-        InvalidInput: naming each wrong field.
+        InvalidInput: naming each wrong field, or TLS files that cannot be used.
     """
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -104,4 +106,20 @@ def load_settings(**flags: Any) -> Settings:
         raise InvalidInput(("tls_client_ca", "client certificates need --tls-cert and --tls-key too"))
     if not settings.on_loopback and settings.tls_cert is None and not settings.insecure:
         raise InvalidInput(("host", f"{settings.host} without TLS: give --tls-cert and --tls-key, or --insecure"))
+    _try_certificates(settings)
     return settings
+
+
+def _try_certificates(settings: Settings) -> None:
+    """Refuses TLS files that no server could start with: each of its children would die of them."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        if settings.tls_cert is not None:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")  # never asks for one
+    except (OSError, ValueError) as error:
+        raise InvalidInput(("tls_key", f"does not go with the certificate, or one is no PEM: {error}")) from error
+    try:
+        if settings.tls_client_ca is not None:
+            context.load_verify_locations(settings.tls_client_ca)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(("tls_client_ca", f"holds no certificates: {error}")) from error

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,23 @@ from ranking.types import Degraded, Home
 from server.metrics import Metrics
 
 WARM_UP_QUERIES: Final = 256
+RETRY_S: Final = (1.0, 30.0)  # between tries of what may pass, doubling
 _log = logging.getLogger("mantel.snapshots")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a snapshot is not taken. It stands until the pointer moves, the folder changes, or its time has come."""
+
+    pointer: Pointer
+    files: frozenset[tuple[str, int, int]]
+    text: str
+    wait_s: float  # infinite where the content is at fault, which does not pass
+    until: float  # time.monotonic()
+
+    def stands(self, pointer: Pointer, folder: Path) -> bool:
+        """Whether loading would be in vain, or come too early."""
+        return pointer == self.pointer and time.monotonic() < self.until and self.files == _files(folder)
 
 
 class Snapshots:
@@ -32,32 +49,38 @@ class Snapshots:
         self._store = store
         self._metrics = metrics
         self._max_age_s = max_age_s
-        self._refused: Pointer | None = None
+        self._refused: Refusal | None = None
+        self._told_absent = False
         self._published_at = 0.0
         self.current: Snapshot | None = None
-        self.refusal = ""
+
+    @property
+    def refusal(self) -> str:
+        """Why the snapshot that the pointer names is not served; "" where it is."""
+        return "" if self._refused is None else self._refused.text
 
     async def refresh(self) -> None:
         """Follows the pointer: Redis' own, else, before the first snapshot, the one that was last served well."""
         pointer = await self._pointer()
-        if pointer is None or pointer == self._refused:
+        if pointer is None:
             return
         if self.current is not None and pointer.digest == self.current.digest:
             self._date(pointer)
-            self._refused, self.refusal = None, ""
+            self._refused = None
             return
+        folder = self._state.snapshots / pointer.digest
+        if self._refused is not None and self._refused.stands(pointer, folder):
+            return
+        files = _files(folder)
         try:
-            snapshot = await asyncio.to_thread(load_warm, self._state.snapshots / pointer.digest, pointer.digest)
-        except Exception as error:  # noqa: BLE001  # whatever it is: closed to the new, and loaded once only
-            self.refusal = str(error) if isinstance(error, SnapshotRefused) else repr(error)
-            self._refused = pointer  # until it moves, were it to the same snapshot, repaired
-            self._metrics.refused()
-            _log.error("snapshot %s refused, the old one stays: %s", pointer.digest[:12], self.refusal)
+            snapshot = await asyncio.to_thread(load_warm, folder, pointer.digest)
+        except Exception as error:  # noqa: BLE001  # whatever it is: closed to the new
+            self._refuse(pointer, files, error)
             if self.current is None:
                 await self._fall_back(pointer)
             return
-        self._refused, self.refusal = None, ""
-        self._swap(snapshot, pointer)
+        self._refused = None
+        await self._swap(snapshot, pointer)
 
     def mark_stale(self, homes: tuple[Home, ...]) -> tuple[Home, ...]:
         """The pages, degraded where the snapshot is older than its maximum age."""
@@ -67,21 +90,37 @@ class Snapshots:
 
     async def _pointer(self) -> Pointer | None:
         try:
-            pointer = await self._store.pointer()
+            pointer, answered = await self._store.look(self.current), True
         except (redis.exceptions.RedisError, OSError):
-            pointer = None
-        except (ValueError, TypeError, KeyError):
+            pointer, answered = None, False
+        except ValueError:
             _log.exception("the pointer in Redis cannot be read")
-            pointer = None
-        if pointer is None and self.current is None:
-            return self._last_good()
-        return pointer
+            pointer, answered = None, False
+        if pointer is not None or self.current is not None:
+            return pointer
+        last = self._last_good()
+        if answered and last is None and not self._told_absent:
+            self._told_absent = True
+            _log.warning("no snapshot is published yet; publish one with: mantel publish")
+        return last
 
     def _last_good(self) -> Pointer | None:
         try:
             return Pointer.from_bytes(self._state.pointer.read_bytes())
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             return None
+
+    def _refuse(self, pointer: Pointer, files: frozenset[tuple[str, int, int]], error: Exception) -> None:
+        """Remembers a refusal; the same one again is neither counted nor logged."""
+        before = self._refused if self._refused is not None and self._refused.pointer == pointer else None
+        text, wait_s = str(error), math.inf
+        if _may_pass(error):
+            text = f"{text or repr(error)}; it is tried again"
+            wait_s = RETRY_S[0] if before is None else min(RETRY_S[1], before.wait_s * 2)
+        self._refused = Refusal(pointer=pointer, files=files, text=text, wait_s=wait_s, until=time.monotonic() + wait_s)
+        if before is None or before.text != text:
+            self._metrics.refused()
+            _log.error("snapshot %s refused, the old one stays: %s", pointer.digest[:12], text)
 
     async def _fall_back(self, refused: Pointer) -> None:
         """At a start whose newest snapshot is refused, serves the last good one."""
@@ -93,18 +132,35 @@ class Snapshots:
         except Exception:  # noqa: BLE001  # as above
             _log.exception("the last good snapshot cannot be loaded either")
             return
-        self._swap(snapshot, last)
+        await self._swap(snapshot, last)
 
-    def _swap(self, snapshot: Snapshot, pointer: Pointer) -> None:
+    async def _swap(self, snapshot: Snapshot, pointer: Pointer) -> None:
         self.current = snapshot
         self._date(pointer)
         self._metrics.swapped(snapshot.manifest.items)
-        write_whole(self._state.pointer, pointer.to_bytes())
+        try:
+            await asyncio.to_thread(write_whole, self._state.pointer, pointer.to_bytes(), durable=True)
+        except OSError:
+            _log.exception("the pointer to the last good snapshot stays as it was")
         _log.info("snapshot %s in service, %d items", snapshot.digest[:12], snapshot.manifest.items)
 
     def _date(self, pointer: Pointer) -> None:
         self._published_at = pointer.published_at
         self._metrics.published(pointer.published_at)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether an error lies in this machine's state (no memory, no file handle, no folder yet), not in the content."""
+    return not isinstance(error, SnapshotRefused) or isinstance(error.__cause__, OSError | MemoryError | RuntimeError)
+
+
+def _files(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """What tells a folder's states apart: names, sizes and times."""
+    try:
+        found = [(path.name, path.stat()) for path in folder.iterdir()]
+    except OSError:
+        return frozenset()
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def load_warm(folder: Path, digest: str) -> Snapshot:

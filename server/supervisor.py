@@ -26,6 +26,8 @@ from server.settings import Settings
 BACKOFF_S: Final = (0.05, 5.0)
 STEADY_S: Final = 30.0  # a child that lived this long starts its backoff anew
 KILL_AFTER_S: Final = 5.0  # beyond drain and grace
+TEND_S: Final = 1.0
+STILLBORN: Final = 5  # deaths of a child in a row, before any worker was ready, that end the server
 _log = logging.getLogger("mantel.supervisor")
 
 
@@ -63,11 +65,17 @@ class _Child:
     restart_at: float = field(default=0.0)
 
 
-def supervise(settings: Settings, *, redis_url: str, announced: Callable[[Endpoints], None]) -> None:
-    """Serves until SIGTERM or SIGINT; answers when every child has ended.
+def supervise(
+    settings: Settings,
+    *,
+    redis_url: str,
+    announced: Callable[[Endpoints], None],
+    tend: Callable[[], None] = lambda: None,
+) -> None:
+    """Serves until SIGTERM or SIGINT; answers when every child has ended. `tend` is called about once a second.
 
     Raises:
-        WrongState: another server runs on the same state directory, or a port is taken.
+        WrongState: another server runs on the same state directory, a port is taken, or a child cannot start.
     """
     state = State(settings.state)
     with ExitStack() as stack:
@@ -76,7 +84,7 @@ def supervise(settings: Settings, *, redis_url: str, announced: Callable[[Endpoi
             stack.enter_context(_reserved(settings.host, port, name))
             for port, name in ((settings.port, "--port"), (settings.control_port, "--control-port"))
         ]
-        metrics_port = stack.enter_context(_held(settings.host, settings.metrics_port, "--metrics-port"))
+        metrics_port = stack.enter_context(_held(settings.metrics_host, settings.metrics_port, "--metrics-port"))
         settings = settings.model_copy(update={"metrics_port": metrics_port})
         shutil.rmtree(state.metrics, ignore_errors=True)
         state.metrics.mkdir(parents=True)
@@ -84,24 +92,40 @@ def supervise(settings: Settings, *, redis_url: str, announced: Callable[[Endpoi
         control = Task(settings=settings, redis_url=redis_url, port=ports[1], shared_port=True)
         children = [_Child(kind="control", task=control)]
         children += [_Child(kind="worker", task=worker) for _ in range(settings.workers)]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        where = [f"{host}:{port}" for port in (*ports, metrics_port)]
-        endpoints = Endpoints(pid=os.getpid(), target=where[0], control=where[1], metrics=where[2])
+        endpoints = Endpoints(
+            pid=os.getpid(),
+            target=_address(settings.host, ports[0]),
+            control=_address(settings.host, ports[1]),
+            metrics=_address(settings.metrics_host, metrics_port),
+        )
         state.announce(endpoints)
         stack.callback(state.withdraw)
         with _signals() as stopping:
             announced(endpoints)
-            _keep_alive(children, stopping)
-            _stop(children, settings.drain_s + settings.grace_s + KILL_AFTER_S)
+            try:
+                _keep_alive(children, stopping, tend)
+            finally:
+                _stop(children, settings.drain_s + settings.grace_s + KILL_AFTER_S)
 
 
-def _keep_alive(children: list[_Child], stopping: Callable[[float], bool]) -> None:
-    """Starts every child, and again when it dies, until told to stop."""
+def _keep_alive(children: list[_Child], stopping: Callable[[float], bool], tend: Callable[[], None]) -> None:
+    """Starts every child, and again when it dies, until told to stop.
+
+    Raises:
+        WrongState: one dies young time after time, and no worker was ready yet.
+    """
+    ready, tend_at = False, 0.0
     while True:
         now = time.monotonic()
+        if now >= tend_at:
+            tend_at = now + TEND_S
+            _tend(tend)
         for child in children:
             if child.process is not None and child.process.poll() is not None:
-                _bury(child, now)
+                ready = ready or _any_ready(children)
+                why = _bury(child, now)
+                if not ready and child.failures >= STILLBORN:
+                    raise WrongState(f"the {child.kind} process cannot start: {why}")
             if child.process is None and now >= child.restart_at:
                 _start(child, now)
         if stopping(0.05):
@@ -126,16 +150,33 @@ def _start(child: _Child, now: float) -> None:
     child.started_at = now
 
 
-def _bury(child: _Child, now: float) -> None:
-    """Notes a death, and when to start again: at once the first time, ever later while it keeps dying young."""
+def _tend(tend: Callable[[], None]) -> None:
+    try:
+        tend()
+    except Exception:  # noqa: BLE001  # the children live on, whatever it meets
+        _log.exception("tending failed")
+
+
+def _any_ready(children: list[_Child]) -> bool:
+    """Whether a worker of this server listens, or did until it died."""
+    mine = {child.process.pid for child in children if child.process is not None}
+    return any(beat.ready and beat.pid in mine for beat in State(children[0].task.settings.state).heartbeats())
+
+
+def _bury(child: _Child, now: float) -> str:
+    """Notes a death, and when to start again: at once the first time, ever later while it keeps dying young.
+
+    Answers why it died.
+    """
     assert child.process is not None
+    state = State(child.task.settings.state)
+    why = state.take_end(child.process.pid) or f"exit code {child.process.returncode}"
     child.failures = 1 if now - child.started_at > STEADY_S else child.failures + 1
     wait = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** (child.failures - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
-    _log.warning(
-        "%s %d ended with %d, next start in %.2f s", child.kind, child.process.pid, child.process.returncode, wait
-    )
-    State(child.task.settings.state).stop_beating(child.process.pid)
+    _log.warning("%s %d ended: %s; next start in %.2f s", child.kind, child.process.pid, why, wait)
+    state.stop_beating(child.process.pid)
     child.process, child.restart_at = None, now + wait
+    return why
 
 
 def _stop(children: list[_Child], patience_s: float) -> None:
@@ -201,6 +242,10 @@ def _held(host: str, port: int, flag: str) -> Iterator[int]:
         except OSError as error:
             raise WrongState(f"port {port} of {host} is taken; choose another with {flag}") from error
         yield int(holder.getsockname()[1])
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _family(host: str) -> socket.AddressFamily:

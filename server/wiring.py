@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 import redis
@@ -32,6 +31,7 @@ from server.snapshots import Snapshots
 from server.transport import Table, Transport, bind
 
 ADMIN_TIMEOUT_S: Final = 2.0
+ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
 _log = logging.getLogger("mantel.wiring")
 
 
@@ -49,7 +49,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         now=time.time,
     )
     identities = IdentityFile(settings)
-    guard = _guard(settings, identities, metrics)
+    guard = Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
     return DataPlane(
         settings=settings,
         state=state,
@@ -59,6 +59,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         batcher=batcher,
         reload_identities=identities.reload,
         metrics=metrics,
+        shared_port=shared_port,
     )
 
 
@@ -71,7 +72,8 @@ def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port:
         retry=Retry(NoBackoff(), 0),
     )
     admin = AdminService(state=State(settings.state), keys=Keys(prefix=settings.prefix), client=client)
-    guard = _guard(settings, IdentityFile(settings).looked_up, metrics)
+    deadline_s = max(ADMIN_DEADLINE_S, settings.default_deadline_ms / 1000)
+    guard = Guard(identities=IdentityFile(settings).looked_up, metrics=metrics, default_deadline_s=deadline_s)
     return bind(settings, guard, control_methods(admin), port=port, shared_port=shared_port)
 
 
@@ -80,9 +82,9 @@ def data_methods(home: HomeService) -> Table:
     return {
         _service(home_pb2.DESCRIPTOR, "HomeService"): {
             "GetHome": (Role.CLIENT, home.get_home),
-            "GetShelf": (Role.CLIENT, None),
-            "RankItems": (Role.CLIENT, None),
-            "ExplainHome": (Role.EXPLAIN, None),
+            "GetShelf": (Role.CLIENT, home.get_shelf),
+            "RankItems": (Role.CLIENT, home.rank_items),
+            "ExplainHome": (Role.EXPLAIN, home.explain_home),
         },
         _service(events_pb2.DESCRIPTOR, "EventService"): {"RecordEvents": (Role.CLIENT, None)},
         _service(listeners_pb2.DESCRIPTOR, "ListenerService"): {
@@ -125,27 +127,35 @@ class IdentityFile:
         """The principals in force after a look at their file, for a port with few calls; a broken file changes none."""
         try:
             self.reload()
-        except InvalidInput:
+        except (InvalidInput, OSError):
             _log.exception("the principals stay as they were")
         return self._identities
 
     def reload(self) -> None:
-        """Loads the principals anew if their file has changed."""
+        """Loads the principals anew if their file has changed.
+
+        Raises:
+            InvalidInput: it cannot be read; told once where its content is at fault, else until it can.
+            OSError: as above.
+        """
         found = self._version()
-        if found != self._read:
-            self._read = found  # also if it is broken, which is told once
+        if found == self._read:
+            return
+        try:
             self._identities = load_identities(self._state, development=self._development)
+        except InvalidInput as error:
+            if not isinstance(error.__cause__, OSError):
+                self._read = found
+            raise
+        self._read = found
 
     def _version(self) -> tuple[int, int]:
         """Tells versions of the file apart: it is replaced whole, so also two within one tick of the clock."""
-        if not self._state.tokens.exists():
+        try:
+            found = self._state.tokens.stat()
+        except FileNotFoundError:
             return 0, 0
-        found = self._state.tokens.stat()
         return found.st_ino, found.st_mtime_ns
-
-
-def _guard(settings: Settings, identities: Callable[[], Identities], metrics: Metrics) -> Guard:
-    return Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
 
 
 def _service(file: FileDescriptor, name: str) -> ServiceDescriptor:

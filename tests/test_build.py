@@ -15,6 +15,7 @@ from features.keys import PARTITIONS, item_keys, partition
 from features.listeners import Known, decode
 from features.offline.artefact import aside
 from features.offline.build import BuildReport, BuildSettings, build
+from features.offline.records import halves
 from features.snapshot import COLUMNS, MANIFEST, Snapshot, load, read_manifest
 from protos.home.v1.home_pb2 import Item
 from tests.conftest import quiet
@@ -70,7 +71,47 @@ def test_another_seed_is_another_embedding_space(world: Path, built: Path, tmp_p
     assert len(report.manifest.space_id) == 16
 
 
+@pytest.mark.parametrize("version", ["features.listeners.VERSION", "features.offline.records.CONTENT"])
+def test_records_of_another_format_are_another_embedding_space(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So publishing never takes the old ones for the new."""
+    data = write_tables(tmp_path / "data", items=[{"item_id": "a"}], listens=everyone_plays("uv", "a"))
+    before = built_from(data, tmp_path / "out").manifest.space_id
+    monkeypatch.setattr(version, 9)
+    assert built_from(data, tmp_path / "out").manifest.space_id != before
+
+
 # --- what it says of the listeners
+
+
+def test_a_few_rows_make_a_snapshot(tmp_path: Path) -> None:
+    """Three items and four listens pass the gate: a vector that training left tiny keeps its direction."""
+    listens = everyone_plays("u", "ab") + everyone_plays("v", "bc")
+    data = write_tables(tmp_path / "data", items=[{"item_id": name} for name in "abc"], listens=listens)
+    report = build(data, tmp_path / "out", settings=BuildSettings(), progress=quiet)
+    assert report.figures["coverage"] == 1
+    frames = pl.read_parquet(tmp_path / "out" / "listeners" / "*.parquet")["record"].to_list()
+    snapshot = load(tmp_path / "out")
+    vectors = decode(frames, space_id=snapshot.space_id, dimension=64, genres=0).vectors
+    assert np.abs(vectors).max(axis=1).tolist() == [1, 1]
+    best = np.argmax(vectors @ snapshot.columns["vector"].T, axis=1)
+    assert best.tolist() == snapshot.rows_of(item_keys(["b", "b"])).tolist()
+
+
+def test_only_a_vector_that_float16_would_spoil_is_scaled() -> None:
+    """Its largest number becomes 1; zero stays zero, and any other is as it was."""
+    vectors = np.array([[1e-9, -2e-9], [0, 0], [0.002, 3], [2**-10, 0]], np.float32)
+    expected = np.array([[0.5, -1], [0, 0], [0.002, 3], [2**-10, 0]], np.float16)
+    np.testing.assert_array_equal(halves(vectors), expected)
+
+
+def test_records_are_for_their_owner_alone(built: Path) -> None:
+    """They are of people; the snapshot beside them is not."""
+    modes = {path.relative_to(built).as_posix(): path.stat().st_mode & 0o777 for path in built.rglob("*")}
+    assert {mode for name, mode in modes.items() if name.startswith("listeners/")} == {0o400}
+    assert modes.pop("listeners") == 0o700
+    assert {mode for name, mode in modes.items() if "/" not in name} == {0o444}
 
 
 def test_records_decode_to_what_the_tables_say(world: Path, built: Path, snapshot: Snapshot) -> None:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from features.state import Endpoints, State
 from server.cli import app
+from server.identity import Role
+from server.version import VERSION
 from tests.operation import eventually, mantel, server
 
 
@@ -59,7 +61,7 @@ def test_get_shows_a_page_and_prints_json(typed: Path, endpoints: Endpoints) -> 
     told = json.loads(ok("get", "u0000001", "--state", f"{typed}/state", "--timeout", "20", "--json"))
     shelves = [shelf["id"] for shelf in told["shelves"]]
     assert (shelves[0], shelves[-1]) == ("jump-back-in", "popular-near-you")
-    assert len(told["shelves"][0]["items"]) == 12
+    assert 4 <= len(told["shelves"][0]["items"]) <= 12
     for shelf in told["shelves"]:
         assert shelf["title"] in page
         assert shelf["items"][0]["title"][:15] in page
@@ -81,7 +83,7 @@ def test_snapshots_are_listed_and_taken_back(typed: Path, endpoints: Endpoints) 
     (current,) = (digest for digest, is_current in before.items() if is_current)
     (other,) = before.keys() - {current}
     assert f"{current[:12]} *" in ok("snapshots", "list", "--state", state)
-    assert other[:12] in ok("snapshots", "rollback", "--state", state)
+    assert ok("snapshots", "rollback", "--state", state) == f"switching to {other}; workers follow within seconds\n"
     assert listed() == {current: False, other: True}
     eventually(lambda: other[:12] in ok("snapshots", "status", "--target", endpoints.control, "--state", state))
     assert current[:12] in ok("snapshots", "activate", current[:10], "--state", state)
@@ -126,22 +128,16 @@ def test_tokens_let_in_and_shut_out(typed: Path, endpoints: Endpoints, monkeypat
 def test_a_published_folder_needs_its_records_no_more(typed: Path, tmp_path: Path) -> None:
     """Without --keep-records they are deleted; published again the command says that every listener was there."""
     shutil.copytree(typed / "S", tmp_path / "S")
-    told = json.loads(ok("publish", f"{tmp_path}/S", "--state", f"{tmp_path}/state", "--json"))
-    assert (told["listeners"], told["loaded"]) == (120, 120)
+    state = ("--state", f"{tmp_path}/state")
+    assert "deleted" not in ok("publish", f"{tmp_path}/S", *state, "--keep-records", "--quiet")
+    assert (tmp_path / "S/listeners").exists()
+    told = ok("publish", f"{tmp_path}/S", *state, "--quiet")
+    assert f"the listener records were deleted from {tmp_path}/S" in told
+    assert "the embedded Redis" in told
+    assert "peak memory (RSS)" in told
     assert not (tmp_path / "S/listeners").exists()
     again = ok("publish", f"{tmp_path}/S", "--state", f"{tmp_path}/state", "--quiet")
     assert "every listener of this space was there already" in again
-
-
-def test_the_demo_prints_a_page(tmp_path: Path) -> None:
-    """`mantel demo --once` makes, trains, publishes and serves a world, shows a page and leaves, twice."""
-    words = ("demo", "--once", "--items", "600", "--listeners", "120", "--state", f"{tmp_path}/state")
-    for _ in range(2):
-        page = ok(*words)
-        assert "plays most" in page
-        assert "Picked for you" in page
-        assert "degraded" not in page
-    assert State(tmp_path / "state").endpoints() is None
 
 
 def test_a_data_folder_that_cannot_be_used_is_refused(typed: Path, tmp_path: Path) -> None:
@@ -168,7 +164,14 @@ def test_what_cannot_be_published_is_refused(typed: Path, tmp_path: Path) -> Non
 def test_a_server_that_does_not_answer_is_told(tmp_path: Path) -> None:
     """Nobody listens there: one line says so, and how to start a server."""
     for words in (("get", "u1"), ("snapshots", "status"), ("snapshots", "list"), ("snapshots", "rollback")):
-        assert "mantel serve" in refusal(1, *words, "--target", "127.0.0.1:1", "--state", str(tmp_path))
+        said = refusal(1, *words, "--target", "127.0.0.1:1", "--state", str(tmp_path))
+        assert "refused: nothing listens at 127.0.0.1:1; start a server with: mantel serve" in said
+
+
+def test_a_call_without_a_token_says_what_to_give(endpoints: Endpoints, tmp_path: Path) -> None:
+    """Not only that it is refused."""
+    said = refusal(1, "get", "u1", "--target", endpoints.target, "--state", str(tmp_path), "--timeout", "20")
+    assert said == "mantel: no token: set MANTEL_TOKEN, or give --state of the server\n"
 
 
 def test_wrong_settings_name_the_field(tmp_path: Path) -> None:
@@ -177,8 +180,33 @@ def test_wrong_settings_name_the_field(tmp_path: Path) -> None:
     assert "port" in refusal(2, "serve", "--port", "70000", *state)
     assert "host" in refusal(2, "serve", "--host", "0.0.0.0", *state)  # noqa: S104
     assert "role" in refusal(2, "tokens", "add", "somebody", "--role", "nobody", *state)
-    checked = json.loads(ok("serve", "--check", "--redis", "redis://:secret@127.0.0.1:1", *state))
-    assert checked["redis"] == "redis://***@127.0.0.1:1"
+
+
+def test_a_new_token_is_alone_on_standard_output(tmp_path: Path) -> None:
+    """For a script to take; what a person should know stands on standard error."""
+    done = mantel("tokens", "add", "web-app", "--role", "client", "--state", str(tmp_path))
+    assert len(done.stdout.split()) == 1
+    assert done.stderr == "running servers know it within seconds\n"
+    said = ok("tokens", "add", "--help")
+    assert not [role for role in Role if f"{role}: " not in said]
+
+
+def test_rejected_rows_are_told_to_programs(typed: Path, tmp_path: Path) -> None:
+    """`build --json` holds them: table, reason, how many, examples."""
+    broken = shutil.copytree(typed / "W", tmp_path / "W")
+    items = pl.read_parquet(broken / "items.parquet")
+    pl.concat([items, items.head(1)]).write_parquet(broken / "items.parquet")
+    told = json.loads(ok("build", "--data", str(broken), "--out", f"{tmp_path}/S", "--factors", "8", "--json"))
+    (row,) = told["rejected"]
+    assert (row["table"], row["rows"], row["examples"]) == ("items", 1, items["item_id"].head(1).to_list())
+
+
+def test_help_tells_defaults_and_version() -> None:
+    """Those of the settings too, whose brackets rich would take for markup."""
+    shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    for default in ("127.0.0.1", "50051", "50052", "9464", ".mantel", "mantel"):
+        assert f"[default: {default}]" in shown
+    assert ok("--version") == f"mantel {VERSION}\n"
 
 
 def commands(group: TyperGroup, *path: str) -> Iterator[tuple[list[str], str]]:

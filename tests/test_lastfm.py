@@ -44,6 +44,8 @@ def test_every_artist_listener_and_listen_of_the_data_set_arrives(
     counts = [sum(frame.height for frame in table()) for table in (data.items, data.listeners, data.listens)]
     assert counts == [17_632, 1_892, 92_834] == [summary.items, summary.listeners, summary.listens]
     assert data.report.rows() == []
+    assert data.report.share() == 0
+    assert data.directory.stat().st_mode & 0o777 == 0o700
 
 
 def test_only_tags_of_unlisted_artists_are_left_out(imported: tuple[ImportSummary, ListeningData]) -> None:

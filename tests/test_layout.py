@@ -13,17 +13,17 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("protos", "features", "ranking", "server", "loadtest")
 LIBRARY = {"features": {"features", "protos"}, "ranking": {"ranking", "features"}, "protos": {"protos"}}
 MAY_IMPORT = {**LIBRARY, "server": {"server", "ranking", "features", "protos"}, "loadtest": {"loadtest", "protos"}}
-COMMAND_LINE = {"server/cli.py", "server/cli_offline.py"}
+COMMAND_LINE = {f"server/{path.name}" for path in (ROOT / "server").glob("cli*.py")}
 DOORS = {
     "faiss": {"features/index.py", "features/offline/"},
     "prometheus_client": {"server/metrics.py"},
-    "redis": {"features/", "server/wiring.py", "server/admin_service.py", "server/snapshots.py"},
+    "redis": {"features/", "server/wiring.py", "server/admin_service.py", "server/snapshots.py", "server/cli_check.py"},
     "grpc": {"server/", "protos/", "loadtest/"},
     "locust": {"loadtest/"},
     "implicit": {"features/offline/"},
-    "polars": {"features/offline/", "server/cli_offline.py"},
+    "polars": {"features/offline/", "server/cli_demo.py"},
     "pandera": {"features/offline/"},
-    "typer": {"server/cli.py", "server/cli_offline.py", "server/options.py"},
+    "typer": {*COMMAND_LINE, "server/options.py"},
     "structlog": {"server/logs.py"},
 }
 

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from features.errors import InvalidInput
+from features.pointer import Pointer
+from features.state import State
 from server.settings import Settings, load_settings
+from tests.certificates import Authority
+from tests.conftest import Store
 
 WRONG: dict[str, list[Any]] = {
     "prefix": ["", "Mantel", "a:b", "a" * 33, "a\n"],
@@ -120,12 +124,11 @@ def test_an_empty_name_of_a_file_names_none(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_plain_text_beyond_loopback_must_be_wanted(tmp_path: Path) -> None:
     """Other addresses need TLS, or --insecure; tokens would travel readable."""
-    pem = tmp_path / "any.pem"
-    pem.touch()
+    files = Authority.new().certificate("127.0.0.1").write(tmp_path)
     for host in ("0.0.0.0", "::", "192.0.2.1", "mantel.example"):  # noqa: S104
         assert refused(host=host).keys() == {"host"}
         assert not load_settings(host=host, insecure=True).on_loopback
-        assert not load_settings(host=host, tls_cert=pem, tls_key=pem).on_loopback
+        assert not load_settings(host=host, tls_cert=files.chain, tls_key=files.key).on_loopback
     assert all(load_settings(host=host).on_loopback for host in ("127.0.0.1", "::1", "localhost"))
 
 
@@ -138,6 +141,19 @@ def test_a_certificate_and_its_key_go_together(tmp_path: Path) -> None:
     assert refused(tls_client_ca=pem).keys() == {"tls_client_ca"}
     absent = dict.fromkeys(("tls_cert", "tls_key", "tls_client_ca"), tmp_path / "absent.pem")
     assert refused(**absent).keys() == absent.keys()
+
+
+def test_tls_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    """A key of another certificate, what is no PEM, a CA that is none: before a child could die of it."""
+    authority, garbage = Authority.new(), tmp_path / "garbage.pem"
+    garbage.write_text("no certificate")
+    files = authority.certificate("127.0.0.1").write(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = authority.certificate("127.0.0.1").write(tmp_path / "other")
+    assert load_settings(tls_cert=files.chain, tls_key=files.key).tls_cert == files.chain
+    for cert, key in ((files.chain, other.key), (garbage, files.key), (files.chain, garbage)):
+        assert refused(tls_cert=cert, tls_key=key).keys() == {"tls_key"}
+    assert refused(tls_cert=files.chain, tls_key=files.key, tls_client_ca=garbage).keys() == {"tls_client_ca"}
 
 
 @pytest.mark.parametrize(
@@ -161,16 +177,55 @@ def check(state: Path, *flags: str, **env: str) -> subprocess.CompletedProcess[s
 
 
 def test_check_says_what_is_in_force(tmp_path: Path) -> None:
-    """It prints every setting with the Redis password masked, starts nothing and exits 0."""
+    """It prints every setting and a line for all that a server needs, starts nothing and exits 0."""
     state = tmp_path / "state"
-    done = check(state, "--port", "7", MANTEL_REDIS="redis://user:hunter2@redis.example:6379/3", MANTEL_WORKERS="2")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = check(state, "--port", "7", MANTEL_WORKERS="2")
+    lines = ["tls: off", "redis: embedded", "snapshot: ok (none is published yet)", "tokens: ok (0 principals)"]
+    assert (done.returncode, done.stderr.splitlines()) == (0, lines)
     said = json.loads(done.stdout)
     assert sorted(said.keys() - {"found_surfaces"}) == FIELDS
     assert (said["port"], said["workers"], said["state"]) == (7, 2, str(state))
-    assert said["redis"] == "redis://***@redis.example:6379/3"
     assert said["found_surfaces"] == ["evaluation", "home", "search-landing"]
-    assert not (state / "redis").exists()
+    assert not state.exists()
+
+
+def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
+    """A Redis that is not there, an unreadable tokens file, a snapshot that is gone: told, with exit code 1."""
+    state = State(tmp_path / "state")
+    state.path.mkdir()
+    state.tokens.write_text("[{")
+    done = check(state.path, MANTEL_REDIS="redis://user:hunter2@127.0.0.1:1/3")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["redis"] == "redis://***@127.0.0.1:1/3"
+    assert "hunter2" not in done.stdout + done.stderr
+    _, store, tokens = done.stderr.splitlines()
+    assert store.startswith("redis: ")
+    assert "127.0.0.1:1" in store
+    assert tokens.startswith("tokens: ")
+    assert "cannot be read" in tokens
+    state.tokens.unlink()
+    state.pointer.write_bytes(Pointer(digest="0" * 64, space_id="1", sequence=1, published_at=0.0).to_bytes())
+    done = check(state.path)
+    assert done.returncode == 1
+    assert "snapshot: " in done.stderr
+
+
+def test_check_reads_the_named_redis_and_the_snapshot(published: Store, tmp_path: Path) -> None:
+    """What is well is said so, with TLS and the snapshot that the pointer names."""
+    files = Authority.new().certificate("127.0.0.1").write(tmp_path)
+    done = check(
+        published.state.path, "--redis", published.url, "--tls-cert", str(files.chain), "--tls-key", str(files.key)
+    )
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(": ", 1) for line in done.stderr.splitlines())
+    assert (said["tls"], said["redis"]) == ("ok", "ok")
+    assert said["snapshot"].endswith("2,000 items)")
+
+
+def test_insecure_is_warned_of(tmp_path: Path) -> None:
+    """On standard error, where it has an effect."""
+    assert "plain text on 0.0.0.0" in check(tmp_path, "--host", "0.0.0.0", "--insecure").stderr  # noqa: S104
+    assert "plain text" not in check(tmp_path, "--insecure").stderr
 
 
 def test_check_refuses_what_serve_would_refuse(tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ GOOD = home_pb2.GetHomeRequest(user_id="u0000001")
 ADMIN = "/mantel.admin.v1.AdminService/"
 DATA = [path for path, _ in methods(*DATA_FILES)]
 CONTROL = [path for path, _ in methods(*CONTROL_FILES)]
-SERVED = {GET_HOME, *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot"))}
+SERVED = {
+    *(GET_HOME.replace("GetHome", name) for name in ("GetHome", "GetShelf", "RankItems", "ExplainHome")),
+    *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot")),
+}
 UNAUTHENTICATED: dict[str, Metadata] = {
     "no token": (),
     "an unknown token": bearer("x" * 43),

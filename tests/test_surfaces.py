@@ -143,6 +143,23 @@ def test_what_is_not_said_has_the_documented_default(tmp_path: Path) -> None:
     assert (shelf.size, shelf.depth, shelf.minimum, shelf.skip_played, surface.dedupe) == (12, 256, 4, False, True)
 
 
+def test_what_editors_chose_is_shown_were_it_one_item(tmp_path: Path) -> None:
+    """An editorial shelf's minimum is 1 unless it says otherwise, and it may be shorter than its row."""
+    path = tmp_path / "surfaces.toml"
+    for added, wanted in {"": (12, 1), "size = 1\n": (1, 1), "minimum = 3\n": (12, 3)}.items():
+        path.write_text(EDITORIAL + added)
+        (shelf,) = load_surfaces(path)["home"].shelves
+        assert (shelf.size, shelf.minimum) == wanted
+
+
+def test_the_shipped_file_tells_the_defaults() -> None:
+    """Its comment says what a shelf has that says nothing."""
+    comment = DEFAULT_SURFACES.read_text()
+    told = {"size": "(12)", "minimum": "(4; editorial 1)", "depth": "(256)"}
+    for name, value in told.items():
+        assert [line for line in comment.splitlines() if line.startswith(f"# {name} ") and line.endswith(value)]
+
+
 def test_the_example_in_the_shipped_file_loads(tmp_path: Path) -> None:
     """The editorial row that its comment shows can be taken as it stands."""
     comment = DEFAULT_SURFACES.read_text().partition("# An editorial row:\n")[2].partition("\n\n")[0]
@@ -177,7 +194,8 @@ async def test_an_editorial_row_below_its_minimum_is_dropped(
 ) -> None:
     """Three items where four are the least: the row is not shown, and the page is whole all the same."""
     path = tmp_path / "surfaces.toml"
-    path.write_text(EDITORIAL.replace('"t3"', listed(free_items(snapshot, 3))) + SHELF.replace("taste", "popular"))
+    row = EDITORIAL.replace('"t3"', listed(free_items(snapshot, 3))) + "minimum = 4\n"
+    path.write_text(row + SHELF.replace("taste", "popular"))
     async with serving(published.state, published.url, surfaces=path) as served:
         page = page_of(await get_home(served, home_pb2.GetHomeRequest(user_id="stranger")))
         assert [shelf.id for shelf in page.shelves] == ["picked"]

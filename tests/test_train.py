@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from features.index import ExactRetriever, FaissRetriever
 from features.keys import item_keys
 from features.offline.build import BuildSettings, build
+from features.offline.catalogue import Catalogue
 from features.offline.index_choice import IndexSettings, choose_index, recall_of
+from features.offline.lists import shortest_list
 from features.offline.neighbours import find_neighbours
 from features.offline.segments import make_segments
 from features.offline.train import STRANGE_ITEM
@@ -165,7 +167,10 @@ def test_equal_items_stand_for_one_another_in_recall() -> None:
 
 
 def test_popular_and_newest_respect_markets(tmp_path: Path) -> None:
-    """By plays of the market's listeners, then of the world's; nothing the market may not show; nothing to come."""
+    """By plays of the market's listeners, then of the world's; nothing the market may not show; nothing to come.
+
+    Row 0, for no known market, has only what all markets may show.
+    """
     day = datetime(2026, 5, 4, tzinfo=UTC)
     items: list[Row] = [
         {"item_id": "world-hit", "released": date(2026, 5, 1)},
@@ -189,11 +194,35 @@ def test_popular_and_newest_respect_markets(tmp_path: Path) -> None:
     assert snapshot.manifest.markets == ("GB", "IS")
     assert snapshot.manifest.as_of == "2026-05-04"
     assert listed("popular") == [
-        ["gb-hit", "world-hit", "is-hit", "loners-pick"],
+        ["world-hit", "is-hit", "loners-pick"],
         ["gb-hit", "world-hit", "is-hit", "loners-pick"],
         ["is-hit", "world-hit", "loners-pick"],
     ]
-    assert listed("newest") == [["gb-hit", "world-hit", "is-hit"]] * 2 + [["world-hit", "is-hit"]]
+    assert listed("newest") == [["world-hit", "is-hit"], ["gb-hit", "world-hit", "is-hit"], ["world-hit", "is-hit"]]
+
+
+def test_one_wrong_clock_empties_no_list(tmp_path: Path) -> None:
+    """A listen in 2099 moves neither the day of the data nor the end of what was available until 2030."""
+    items: list[Row] = [{"item_id": name, "available_until": datetime(2030, 1, 1, tzinfo=UTC)} for name in "abc"]
+    listens = [{**row, "last_played_at": datetime(2026, 5, 4, tzinfo=UTC)} for row in everyone_plays("uvw", "abc")]
+    listens += [{"user_id": "x", "item_id": "a", "last_played_at": datetime(2099, 1, 1, tzinfo=UTC)}]
+    data = write_tables(tmp_path / "data", items=items, listens=listens)
+    report = build(data, tmp_path / "out", settings=BuildSettings(factors=4), progress=quiet)
+    assert report.manifest.as_of == "2026-05-04"
+    assert (load(tmp_path / "out").columns["popular"] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("popular", "share"),
+    [([[0, 1], [0, 1]], 1), ([[0, 1], [0, -1]], 1 / 3), ([[-1, -1], [0, 1]], 0)],
+)
+def test_the_shortest_list_is_a_share_of_what_the_market_may_show(popular: list[list[int]], share: float) -> None:
+    """Of items everywhere for row 0, and of those and its own for a market."""
+    bits = np.array([[0], [0], [1], [2]], np.uint64)
+    catalogue = Catalogue(columns={"item_key": np.arange(4), "market_bits": bits}, genres=(), markets=("GB",))
+    assert shortest_list(np.array(popular, np.int32), catalogue) == pytest.approx(min(share, 2 / 3))
+    nothing = Catalogue(columns={"item_key": np.arange(1), "market_bits": bits[3:]}, genres=(), markets=("GB",))
+    assert shortest_list(np.full((2, 1), -1, np.int32), nothing) == 1
 
 
 def test_two_tastes_do_not_mix(two_tastes: Snapshot) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from features.errors import ListeningError, WrongState
+from features.errors import WrongState
 from features.offline import world_items, world_listening
 from features.offline.listening import open_listening
 from features.offline.world import WorldSettings, WorldSummary, generate
@@ -112,11 +112,9 @@ def test_only_a_world_is_replaced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["W", "again"]
 
 
-@pytest.mark.parametrize("wrong", [{"items": 299}, {"listeners": 0}, {"listens_per_listener": 0}, {"seed": -1}])
-def test_a_world_too_small_is_refused(wrong: dict[str, int]) -> None:
-    """Settings that cannot make a world are an error at once."""
-    with pytest.raises(ListeningError):
-        WorldSettings(**wrong)  # type: ignore[arg-type]
+def test_a_world_is_for_its_owner_alone(made: World) -> None:
+    """It is of people: nobody else may open its folder."""
+    assert made.folder.stat().st_mode & 0o777 == 0o700
 
 
 # --- the items

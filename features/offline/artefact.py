@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from features.errors import WrongState
 from features.snapshot import COLUMNS, MANIFEST, sha256_of
 
+PRIVATE: Final = 0o700
+"""The mode of a folder that holds personal data."""
+
 
 @contextmanager
-def aside(out: Path, *, mark: str = MANIFEST, kind: str = "snapshot") -> Iterator[Path]:
+def aside(out: Path, *, mark: str = MANIFEST, kind: str = "snapshot", mode: int = 0o755) -> Iterator[Path]:
     """Gives an empty folder beside `out` that takes its place when the block ends well, and vanishes otherwise.
 
     What stands at `out` is replaced if it holds the file `mark`, and so is of the same kind: between two renames there
-    is an instant without either, never a mixture.
+    is an instant without either, never a mixture. The folder gets `mode`, and may be read by no one else meanwhile;
+    files are read-only, for those who may read the folder they are in.
 
     Raises:
         WrongState: something of another kind stands at `out`.
@@ -32,7 +36,7 @@ def aside(out: Path, *, mark: str = MANIFEST, kind: str = "snapshot") -> Iterato
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield folder
-        _make_durable(folder)
+        _make_durable(folder, mode)
         _take_place(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,12 +53,12 @@ def entry_of(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
-def _make_durable(folder: Path) -> None:
+def _make_durable(folder: Path, mode: int) -> None:
+    folder.chmod(mode)
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(0o444)
+            path.chmod(path.parent.stat().st_mode & 0o444)
         _fsync(path)
-    folder.chmod(0o755)
     _fsync(folder)
 
 

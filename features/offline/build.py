@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from features.errors import GateRefused
+from features import listeners
+from features.errors import SnapshotRefused
 from features.index import use_one_thread
+from features.offline import records
 from features.offline.artefact import aside, entry_of, write_columns
 from features.offline.cards import CARD_FORMAT
 from features.offline.catalogue import Catalogue, write_catalogue
-from features.offline.gate import GateLimits, checks, drift, finite_share, table, unplayed_lift
+from features.offline.gate import GateLimits, drift, finite_share, pass_gate, unplayed_lift
 from features.offline.history import History, read_history, read_listeners
 from features.offline.index_choice import IndexChoice, IndexKind, IndexSettings, choose_index
 from features.offline.listening import ListeningData, open_listening
-from features.offline.lists import make_lists, popularity_of
+from features.offline.lists import make_lists, popularity_of, shortest_list
 from features.offline.neighbours import find_neighbours
 from features.offline.records import Taste, write_records
 from features.offline.segments import Segments, make_segments
+from features.offline.stages import Stages
 from features.offline.train import TRAINING, Model, TrainSettings, gram, train
-from features.snapshot import FORMAT, MANIFEST, Manifest, digest_of, load
+from features.snapshot import FORMAT, MANIFEST, Manifest, Snapshot, digest_of, load
 
 Progress = Callable[[str, int, int], None]
 """Told stage, done, of how many (0: not known)."""
@@ -86,65 +87,70 @@ def build(
 ) -> BuildReport:
     """Builds a snapshot at `out`, and the listener records inside it; the same data and settings give the same bytes.
 
-    `previous` is a snapshot to measure drift against.
+    Drift is measured against the snapshot `previous`, or else against the one that stands at `out`, if it can be read.
+    Its figures are in the report and not in the manifest, which speaks of nothing but this data and these settings.
 
     Raises:
         ListeningError: the data cannot be used.
         SnapshotRefused: `previous` cannot be read.
-        GateRefused: a figure is beyond its limit; nothing is left at `out`.
+        GateRefused: a figure is beyond its limit; `out` stays as it was.
         WrongState: something else than a snapshot stands at `out`.
     """
-    stages = _Stages(progress)
-    before = load(previous) if previous else None
+    stages = Stages(progress)
+    before = load(previous) if previous else _standing(out)
     listening = open_listening(data)
     with _repeatable(), aside(out) as folder:
         catalogue, history = _read(listening, folder, stages)
-        source = listening.digest()
-        model, segments = _learn(history, catalogue, folder, settings, stages)
-        columns = _derive(catalogue, history, model, segments, settings, stages)
+        source, rejected = listening.digest(), listening.report.counts()
+        model, taste = _learn(history, catalogue, folder, settings, stages)
+        columns = _derive(catalogue, history, model, taste.segments, settings, stages)
         write_columns(folder, columns)
-        with stages("index") as told:
-            index = choose_index(model.items, model.listeners, folder, settings=settings.indexing, progress=told)
-        with stages("records") as told:
-            taste = Taste(vectors=model.listeners, segments=segments)
-            space = _space_id(source, settings.training)
-            usable = write_records(history, catalogue, taste, folder, space_id=space, progress=told)
+        index = _index(model, folder, settings, stages)
+        usable = _records(history, catalogue, taste, folder, _space_id(source, settings.training), stages)
         with stages("gate"):
-            figures = _figures(index, model.items, columns["plays"], usable / history.listeners)
-            figures |= drift({**catalogue.columns, **columns}, before) if before else {}
-            _pass_gate(figures, settings)
+            figures = {"coverage": usable / history.listeners, "rejected": listening.report.share()}
+            figures |= _figures(index, catalogue, model, columns)
+            drifted = drift({**catalogue.columns, **columns}, before) if before else {}
+            pass_gate(figures | drifted, settings.limits, refuse=settings.refuse)
         with stages("seal"):
-            manifest = _manifest(folder, catalogue, history, index, figures, settings, source)
+            manifest = _manifest(folder, catalogue, history, index, figures, settings, (source, rejected))
             (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return BuildReport(
         manifest=manifest,
         digest=digest_of(manifest.to_bytes()),
-        figures=figures | {"micros": index.micros},
+        figures=figures | drifted | {"micros": index.micros},
         seconds=stages.seconds,
         rejections=listening.report.rows(),
     )
 
 
-def _read(listening: ListeningData, folder: Path, stages: "_Stages") -> tuple[Catalogue, History]:
-    listeners = read_listeners(listening)
+def _standing(out: Path) -> Snapshot | None:
+    if (out / MANIFEST).is_file():
+        with suppress(SnapshotRefused):
+            return load(out)
+    return None
+
+
+def _read(listening: ListeningData, folder: Path, stages: Stages) -> tuple[Catalogue, History]:
+    people = read_listeners(listening)
     with stages("items") as told:
-        catalogue = write_catalogue(listening, folder, markets=set(listeners["market"]) - {""}, progress=told)
+        catalogue = write_catalogue(listening, folder, markets=set(people["market"]) - {""}, progress=told)
     with stages("listens") as told:
-        return catalogue, read_history(listening, catalogue, listeners, told)
+        return catalogue, read_history(listening, catalogue, people, told)
 
 
 def _learn(
-    history: History, catalogue: Catalogue, folder: Path, settings: BuildSettings, stages: "_Stages"
-) -> tuple[Model, Segments]:
+    history: History, catalogue: Catalogue, folder: Path, settings: BuildSettings, stages: Stages
+) -> tuple[Model, Taste]:
     with stages("train") as told:
         model = train(history, catalogue, folder, settings=settings.training, progress=told)
     with stages("segments"):
         segments = make_segments(model.listeners, seed=settings.seed)
-    return model, segments
+    return model, Taste(vectors=model.listeners, segments=segments)
 
 
 def _derive(
-    catalogue: Catalogue, history: History, model: Model, segments: Segments, settings: BuildSettings, stages: "_Stages"
+    catalogue: Catalogue, history: History, model: Model, segments: Segments, settings: BuildSettings, stages: Stages
 ) -> Columns:
     """Makes the columns that need listens or vectors."""
     plays = np.bincount(history.item, history.plays, minlength=catalogue.items).astype(np.int64)
@@ -167,24 +173,31 @@ def _derive(
     }
 
 
-def _figures(index: IndexChoice, items: NDArray[np.float32], plays: NDArray[np.int64], coverage: float) -> Figures:
+def _index(model: Model, folder: Path, settings: BuildSettings, stages: Stages) -> IndexChoice:
+    with stages("index") as told:
+        return choose_index(model.items, model.listeners, folder, settings=settings.indexing, progress=told)
+
+
+def _records(  # records are made from all that is known
+    history: History, catalogue: Catalogue, taste: Taste, folder: Path, space_id: str, stages: Stages
+) -> int:
+    with stages("records") as told:
+        return write_records(history, catalogue, taste, folder, space_id=space_id, progress=told)
+
+
+def _figures(index: IndexChoice, catalogue: Catalogue, model: Model, columns: Columns) -> Figures:
     return {
         "recall": index.recall,
-        "coverage": coverage,
-        "finite": finite_share(items),
-        "unplayed_lift": unplayed_lift(index.found, plays),
+        "finite": finite_share(model.items),
+        "unplayed_lift": unplayed_lift(index.found, columns["plays"]),
+        "shortest_list": shortest_list(columns["popular"], catalogue),
     }
 
 
-def _pass_gate(figures: Figures, settings: BuildSettings) -> None:
-    found = checks(figures, settings.limits)
-    if settings.refuse and not all(check.passed for check in found):
-        raise GateRefused(f"the snapshot is not good enough to serve:\n{table(found)}")
-
-
 def _space_id(source: str, training: TrainSettings) -> str:
-    """Names the embedding space by all that shapes it: 16 hex digits."""
-    shaped_by = json.dumps([source, asdict(training), TRAINING], sort_keys=True)
+    """Names the embedding space, and so its listener records, by all that shapes them: 16 hex digits."""
+    versions = [TRAINING, listeners.VERSION, records.CONTENT]
+    shaped_by = json.dumps([source, asdict(training), versions], sort_keys=True)
     return hashlib.sha256(shaped_by.encode()).hexdigest()[:16]
 
 
@@ -195,8 +208,9 @@ def _manifest(  # noqa: PLR0913, PLR0917  # a manifest speaks of everything
     index: IndexChoice,
     figures: Figures,
     settings: BuildSettings,
-    source: str,
+    data: tuple[str, Mapping[str, Mapping[str, int]]],
 ) -> Manifest:
+    source, rejected = data
     chosen = {"factory": index.factory, "nprobe": index.nprobe, "depth": index.depth, "recall": index.recall}
     counts = {"items": catalogue.items, "listeners": history.listeners, "listens": len(history.item)}
     return Manifest(
@@ -217,6 +231,7 @@ def _manifest(  # noqa: PLR0913, PLR0917  # a manifest speaks of everything
             "settings": asdict(settings),
             "data": source,
             "counts": counts,
+            "rejected": rejected,
         },
         files={path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.is_file()},
     )
@@ -233,18 +248,3 @@ def _repeatable() -> Iterator[None]:
         use_one_thread()
         faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
         yield
-
-
-class _Stages:
-    """Times each stage, and tells its progress under its name."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[Callable[[int, int], None]]:
-        start = time.perf_counter()
-        self._progress(stage, 0, 0)
-        yield partial(self._progress, stage)
-        self.seconds[stage] = time.perf_counter() - start

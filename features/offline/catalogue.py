@@ -18,7 +18,8 @@ from features.errors import ListeningError
 from features.keys import item_keys
 from features.offline.artefact import write_columns
 from features.offline.cards import KINDS, encode_cards, item_id_of
-from features.offline.listening import EXAMPLES, ListeningData
+from features.offline.listening import ListeningData
+from features.offline.rejections import EXAMPLES, REPEATED
 from features.snapshot import CARDS, FOREVER, GENRES_PER_ITEM, UNKNOWN_DAY, market_words
 
 MAX_GENRES: Final = 1024  # every served query carries one weight per genre
@@ -51,11 +52,16 @@ class Catalogue:
         rows = np.minimum(np.searchsorted(column, keys), self.items - 1)
         return np.where(column[rows] == keys, rows, -1).astype(np.int32)
 
+    @property
+    def everywhere(self) -> NDArray[np.bool_]:
+        """Which items list no market and so may be shown in any, `[item]`."""
+        return np.asarray(~self.columns["market_bits"].any(axis=1))
+
     def allowed(self, market: int) -> NDArray[np.bool_]:
-        """Which items may be shown in `markets[market]`, `[item]`; an item that lists no market may everywhere."""
+        """Which items may be shown in `markets[market]`, `[item]`."""
         bits = self.columns["market_bits"]
         own = bits[:, market // 64] >> np.uint64(market % 64) & np.uint64(1)
-        return np.asarray((own != 0) | ~bits.any(axis=1))
+        return np.asarray((own != 0) | self.everywhere)
 
 
 @dataclass(slots=True)
@@ -153,7 +159,7 @@ def _write_cards(
                 raise ListeningError(f"items {first} and {second} have the same key {keys[one]}; rename one of them")
         if len(again):
             examples = [item_id_of(card(row)) for row in order[again[:EXAMPLES]]]
-            listening.report.add("items", "item_id is repeated; the first row stands", len(again), examples)
+            listening.report.add("items", f"item_id {REPEATED}", len(again), examples)
         order = np.delete(order, again)
         for block in range(0, len(order), _BLOCK):
             out.write(b"".join([card(row) for row in order[block : block + _BLOCK].tolist()]))

@@ -14,7 +14,7 @@ import polars as pl
 from pyarrow import parquet
 
 from features.keys import item_keys
-from features.listeners import decode
+from features.listeners import Listeners, decode
 from features.offline.build import BuildSettings, build
 from features.offline.listening import open_listening
 from features.offline.records import RECORDS
@@ -44,6 +44,31 @@ Serve = Callable[[Path, Sequence[str]], Sequence[Sequence[str]]]  # snapshot fol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A split and what was built from its train part; `users` and `items` are its rows and columns by id."""
+
+    users: list[str]
+    items: list[str]
+    halves: Split
+    folder: Path
+    snapshot: Snapshot
+    listeners: Listeners  # one row per user
+
+    @property
+    def rows(self) -> Ints:
+        """The snapshot's rows of the split's items, `[item]`."""
+        return self.snapshot.rows_of(item_keys(self.items))
+
+    def ranked(self, pages: Sequence[Sequence[str]]) -> Ints:
+        """Served item ids as the split's item numbers, `[user, 20]`."""
+        number = {item_id: place for place, item_id in enumerate(self.items)}
+        ranked = np.full((len(pages), DEPTH), PADDING, np.int64)
+        for row, page in enumerate(pages):
+            ranked[row, : len(page)] = [number[item_id] for item_id in page[:DEPTH]]
+        return ranked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """What was measured."""
 
@@ -66,29 +91,40 @@ def evaluate(
     progress: Callable[[str, int, int], None],
 ) -> Evaluation:
     """Splits, builds, serves and measures; `work` is an empty folder for the split and its snapshot."""
-    progress("split", 0, 1)
-    users, items, halves = _halve(data, work / "train", seed)
-    report = build(work / "train", work / "snapshot", settings=settings, progress=progress)
-    snapshot = load(work / "snapshot")
-    ranked = {EXACT: _exact(snapshot, work / "snapshot" / RECORDS, users, items, halves)}
+    trial = prepare(data, work, settings=settings, seed=seed, progress=progress)
+    halves = trial.halves
+    vectors = trial.snapshot.columns["vector"][trial.rows]
+    ranked = {EXACT: exact(trial.listeners.vectors, vectors, halves.train, DEPTH)}
     progress("baselines", 0, 1)
     ranked |= {
         f"EASE, lambda {EASE_LAMBDA:.0f}": ease(halves.train, DEPTH, regularization=EASE_LAMBDA),
         "ItemKNN": item_knn(halves.train, DEPTH),
         "popularity": popularity(halves.train, DEPTH),
     }
-    pages = serve(work / "snapshot", users)
-    ranked = {SERVED: _rows(pages, items)} | ranked
+    ranked = {SERVED: trial.ranked(serve(trial.folder, trial.users))} | ranked
     own = ndcg(ranked[SERVED], halves.test)
     return Evaluation(
         relevance=tuple(measure(model, rows, halves.test) for model, rows in ranked.items()),
         differences={model: paired(own, ndcg(rows, halves.test)) for model, rows in ranked.items() if model != SERVED},
-        index=report.manifest.index,
+        index=trial.snapshot.manifest.index,
         listeners=int((np.diff(halves.test.indptr) > 0).sum()),
-        items=len(items),
+        items=len(trial.items),
         train=halves.train.nnz,
         test=halves.test.nnz,
     )
+
+
+def prepare(
+    data: Path, work: Path, *, settings: BuildSettings, seed: int, progress: Callable[[str, int, int], None]
+) -> Trial:
+    """Splits the listens and builds from the train part; reads the records, which publishing deletes."""
+    progress("split", 0, 1)
+    users, items, halves = _halve(data, work / "train", seed)
+    folder = work / "snapshot"
+    build(work / "train", folder, settings=settings, progress=progress)
+    snapshot = load(folder)
+    listeners = _listeners(snapshot, folder / RECORDS, users)
+    return Trial(users=users, items=items, halves=halves, folder=folder, snapshot=snapshot, listeners=listeners)
 
 
 def _halve(data: Path, train: Path, seed: int) -> tuple[list[str], list[str], Split]:
@@ -110,24 +146,13 @@ def _halve(data: Path, train: Path, seed: int) -> tuple[list[str], list[str], Sp
     return users, items, halves
 
 
-def _exact(snapshot: Snapshot, records: Path, users: list[str], items: list[str], halves: Split) -> Ints:
-    """What brute force over the snapshot's own vectors recommends."""
+def _listeners(snapshot: Snapshot, records: Path, users: list[str]) -> Listeners:
+    """The records that were built for users, as columns."""
     table = parquet.read_table(sorted(records.glob("*.parquet")))
     frames = dict(zip(table["user_id"].to_pylist(), table["record"].to_pylist(), strict=True))
-    listeners = decode(
+    return decode(
         [frames.get(user) for user in users],
         space_id=snapshot.space_id,
         dimension=snapshot.manifest.dimension,
         genres=len(snapshot.manifest.genres),
     )
-    vectors = snapshot.columns["vector"][snapshot.rows_of(item_keys(items))]
-    return exact(listeners.vectors, vectors, halves.train, DEPTH)
-
-
-def _rows(pages: Sequence[Sequence[str]], items: list[str]) -> Ints:
-    """Served item ids as the split's item numbers, `[user, 20]`."""
-    number = {item_id: place for place, item_id in enumerate(items)}
-    ranked = np.full((len(pages), DEPTH), PADDING, np.int64)
-    for row, page in enumerate(pages):
-        ranked[row, : len(page)] = [number[item_id] for item_id in page[:DEPTH]]
-    return ranked

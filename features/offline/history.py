@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from features.errors import ListeningError
 from features.keys import PARTITIONS, item_keys
 from features.offline.catalogue import Catalogue
-from features.offline.listening import EXAMPLES, LISTENERS_SCHEMA, ListeningData
+from features.offline.listening import LISTENERS_SCHEMA, ListeningData
+from features.offline.rejections import EXAMPLES, REPEATED
 
 _DAY_SECONDS = 86_400
+_IN_TIME = 0.999
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +42,20 @@ class History:
         return len(self.start) - 1
 
     @property
+    def now(self) -> int:
+        """The unix time that all but the latest 0.1 % of the listens are before, and at least one; 0: none is known.
+
+        The latest listen may be of a wrong clock, and one in 2099 would end the time of every item.
+        """
+        known = self.seconds[self.seconds > 0]
+        rank = int(_IN_TIME * (len(known) - 1))
+        return int(np.partition(known, rank)[rank]) if len(known) else 0
+
+    @property
     def as_of(self) -> str:
-        """The day of the newest listen, ISO 8601; empty where no time is known."""
-        newest = int(self.seconds.max())
-        return datetime.fromtimestamp(newest, UTC).date().isoformat() if newest else ""
+        """The day of `now`, ISO 8601; empty where no time is known."""
+        now = self.now
+        return datetime.fromtimestamp(now, UTC).date().isoformat() if now else ""
 
 
 def read_listeners(listening: ListeningData) -> pl.DataFrame:
@@ -126,7 +138,7 @@ def _traits(
     once = listeners.unique("user_id", keep="first", maintain_order=True)
     if again := listeners.height - once.height:
         examples = listeners.filter(listeners["user_id"].is_duplicated())["user_id"].unique().sort()
-        reason = "user_id is repeated; the first row stands"
+        reason = f"user_id {REPEATED}"
         listening.report.add("listeners", reason, again, examples.head(EXAMPLES).to_list())
     rows = user_ids.to_frame("user_id").join(once, on="user_id", how="left", maintain_order="left")
     index = {name: place for place, name in enumerate(catalogue.markets)}

@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from features.errors import ListeningError
-from features.offline.artefact import aside
-from features.offline.listening import EXAMPLES, Rejections
+from features.offline.artefact import PRIVATE, aside
+from features.offline.rejections import EXAMPLES, Rejections
 
 GENRES_PER_ARTIST = 8
 LEAST_TIMES = 2  # a tag given once is one listener's opinion; it counts where the artist has no better
@@ -138,7 +138,7 @@ def _listeners(plays: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(out: Path, tables: dict[str, pl.DataFrame]) -> None:
-    with aside(out, mark=MARK, kind="import") as folder:
+    with aside(out, mark=MARK, kind="import", mode=PRIVATE) as folder:
         for table, frame in tables.items():
             frame.write_parquet(folder / f"{table}.parquet")
         told = {"source": "HetRec 2011 Last.fm", "counts": {table: frame.height for table, frame in tables.items()}}

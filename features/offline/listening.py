@@ -21,11 +21,12 @@ from pyarrow import csv, parquet
 
 from features.errors import ListeningError
 from features.markets import ISO_3166
+from features.offline.rejections import EXAMPLES, Rejections
 
 KINDS = ("track", "album", "artist", "playlist", "podcast", "episode", "audiobook")
 TEXT, TEXTS, TIME = pl.String(), pl.List(pl.String()), pl.Datetime("us", "UTC")
 CHUNK_ROWS = {"items": 500_000, "listens": 1_000_000, "listeners": 1_000_000}
-EXAMPLES = 5
+EXAMPLE_LETTERS = 80
 UNKNOWN, NONE = pl.lit(None), pl.lit([], TEXTS)
 TIME_FORMS = ("%FT%T%.f%#z", "%FT%T%.f", "%F")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -80,6 +81,10 @@ RULES: Mapping[str, tuple[pl.Expr, str]] = {
     "user_id": (pl.col("user_id").str.contains("^[A-Za-z0-9_.-]{1,128}$"), "is not 1-128 of A-Z a-z 0-9 _ . -"),
     "item_id": (pl.col("item_id").str.contains("^[A-Za-z0-9_.:-]{1,128}$"), "is not 1-128 of A-Z a-z 0-9 _ . : -"),
     "kind": (pl.col("kind").is_in(KINDS), f"is none of {', '.join(KINDS)}"),
+    "title": (pl.col("title").str.len_bytes() <= 512, "is longer than 512 bytes"),
+    "subtitle": (pl.col("subtitle").str.len_bytes() <= 512, "is longer than 512 bytes"),
+    "image_uri": (pl.col("image_uri").str.len_bytes() <= 2048, "is longer than 2048 bytes"),
+    "genres": (pl.col("genres").list.eval(pl.element().str.len_bytes() <= 128).list.all(), "has one above 128 bytes"),
     "plays": (pl.col("plays").is_between(1, 2**31 - 1), "is not 1 to 2147483647"),
     "popularity": (pl.col("popularity").is_between(0, 1e300), "is negative or not finite"),
     "last_played_at": (pl.col("last_played_at").dt.year().is_between(1990, 2100), "is not in 1990 to 2100"),
@@ -87,26 +92,6 @@ RULES: Mapping[str, tuple[pl.Expr, str]] = {
     "market": (pl.col("market").is_in({"", *ISO_3166}), "is not ISO 3166-1 alpha-2"),
     "available_until": (pl.col("available_until") > pl.col("available_from"), "is not after available_from"),
 }
-
-
-class Rejections:
-    """Rows that were dropped: how many for which reason, with at most five examples each."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {}
-
-    def add(self, table: str, reason: str, count: int, examples: Sequence[str]) -> None:
-        """Count more rows of a table under a reason."""
-        before, kept = self._found.get((table, reason), (0, ()))
-        self._found[table, reason] = (before + count, (*kept, *examples)[:EXAMPLES])
-
-    def begin(self, table: str) -> None:
-        """Forget what an earlier pass over the table found."""
-        self._found = {key: found for key, found in self._found.items() if key[0] != table}
-
-    def rows(self) -> list[tuple[str, str, int, tuple[str, ...]]]:
-        """List (table, reason, count, examples), by table and reason."""
-        return [(*key, *found) for key, found in sorted(self._found.items())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +172,8 @@ def _chunks(path: Path, table: str, report: Rejections) -> Iterator[pl.DataFrame
         return
 
     def skip(row: csv.InvalidRow) -> str:
-        report.add(table, f"row has not {row.expected_columns} fields", 1, [f"{path.name}: {row.text}"])
+        report.read(table, 1)
+        report.add(table, f"row has not {row.expected_columns} fields", 1, [f"{path.name}: {_short(row.text)}"])
         return "skip"
 
     parsing = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
@@ -209,6 +195,7 @@ def _text(raw: pl.Series) -> pl.Series:
 def _sift(raw: pl.DataFrame, table: str, file: str, report: Rejections) -> pl.DataFrame:
     """Give a chunk its columns and types, drop and count the rows that break a rule, and fill what is absent."""
     columns = COLUMNS[table]
+    report.read(table, raw.height)
     raw = raw.with_columns(pl.lit(None, c.dtype).alias(name) for name, c in columns.items() if name not in raw.columns)
     typed = raw.select(_typed(pl.col(name), column.dtype, raw.schema[name]) for name, column in columns.items())
     unread = [(typed[name].is_null() & raw[name].is_not_null()).alias(f"{name}?") for name in columns]
@@ -219,9 +206,19 @@ def _sift(raw: pl.DataFrame, table: str, file: str, report: Rejections) -> pl.Da
         first = errors.failure_cases.unique("index", keep="first", maintain_order=True)
         for (name, says), rows in first.group_by("column", "check", maintain_order=True):
             seen = raw[rows["index"].head(EXAMPLES)].select(c for c in columns if columns[c].required or c == name)
-            report.add(table, f"{name} {says}", rows.height, [f"{file}: {row}" for row in seen.rows(named=True)])
+            report.add(table, f"{name} {says}", rows.height, [_example(file, row) for row in seen.rows(named=True)])
         typed = typed.filter(~pl.int_range(pl.len()).is_in(first["index"].implode()))
     return typed.select(pl.col(name).fill_null(column.absent) for name, column in columns.items())
+
+
+def _example(file: str, row: Mapping[str, object]) -> str:
+    """Name a row by its ids and show the value that broke the rule."""
+    return f"{file}: " + " ".join(f"{name}={'' if value is None else _short(value)}" for name, value in row.items())
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= EXAMPLE_LETTERS else f"{text[:EXAMPLE_LETTERS]}…"
 
 
 def _checked(name: str, column: Column) -> pandera.Column:

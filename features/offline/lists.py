@@ -12,6 +12,8 @@ from features.offline.history import History
 from features.snapshot import UNKNOWN_DAY
 
 DEPTH: Final = 1_000
+SHELF: Final = 12
+"""Items that fill a shelf."""
 WORLD_WEIGHT: Final = 0.5
 """How much the world's taste counts in a market: with a few local plays nearly all, with many nearly nothing."""
 
@@ -20,14 +22,16 @@ Rows = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lists:
-    """Rows of items, `[1 + market, depth]`, best first, -1 where there are no more; row 0 is worldwide."""
+    """Rows of items, `[1 + market, depth]`, best first, -1 where there are no more; row 0 is of no market."""
 
     popular: Rows
     newest: Rows
 
 
 def make_lists(history: History, catalogue: Catalogue, plays: NDArray[np.int64]) -> Lists:
-    """Orders the items for each market: none that it may not show, none whose time was over by the newest listen.
+    """Orders the items for each market: none that it may not show, none whose time was over by `history.now`.
+
+    Row 0 is for who is of no known market, and so holds only what every market may show.
 
     Popular is by log(1 + plays in the market) + WORLD_WEIGHT log(1 + plays), so that one listener's favourite does not
     lead a thin market; newest by day of release, then plays. Ties go to the lower row. `plays` is `[item]`.
@@ -36,14 +40,25 @@ def make_lists(history: History, catalogue: Catalogue, plays: NDArray[np.int64])
     world = np.log1p(plays)
     current = _current(history, catalogue)
     by_release = _by_release(history, catalogue, plays)
-    popular = [_best(world, current, depth)]
-    newest = [_first(by_release, current, depth)]
+    everywhere = current & catalogue.everywhere
+    popular = [_best(world, everywhere, depth)]
+    newest = [_first(by_release, everywhere, depth)]
     for market in range(len(catalogue.markets)):
         allowed = current & catalogue.allowed(market)
         local = np.log1p(_plays_in(history, market, catalogue.items))
         popular.append(_best(local + WORLD_WEIGHT * world, allowed, depth))
         newest.append(_first(by_release, allowed, depth))
     return Lists(popular=np.stack(popular), newest=np.stack(newest))
+
+
+def shortest_list(popular: Rows, catalogue: Catalogue) -> float:
+    """The worst market's number of popular items, over SHELF or all that it may ever show where that is less, up to 1.
+
+    1 also where a market may show nothing: there is nothing to miss.
+    """
+    allowed = [np.count_nonzero(catalogue.allowed(market)) for market in range(len(catalogue.markets))]
+    wanted = np.minimum(SHELF, [np.count_nonzero(catalogue.everywhere), *allowed])
+    return float((np.minimum((popular >= 0).sum(axis=1), wanted) / np.maximum(wanted, 1))[wanted > 0].min(initial=1.0))
 
 
 def popularity_of(catalogue: Catalogue, plays: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -55,7 +70,7 @@ def popularity_of(catalogue: Catalogue, plays: NDArray[np.int64]) -> NDArray[np.
 
 
 def _current(history: History, catalogue: Catalogue) -> NDArray[np.bool_]:
-    return np.asarray(catalogue.columns["available_until"] > history.seconds.max())
+    return np.asarray(catalogue.columns["available_until"] > history.now)
 
 
 def _by_release(history: History, catalogue: Catalogue, plays: NDArray[np.int64]) -> NDArray[np.int64]:

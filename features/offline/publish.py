@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +27,7 @@ from features.keys import Keys, partition
 from features.offline.records import RECORDS, RECORDS_MANIFEST
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
 from features.snapshot import MANIFEST, Manifest, load, read_manifest, sha256_of, verify
+from features.spaces import Space, read_space, write_space, write_space_to_disk
 from features.state import State, sync_folder
 
 KEPT: Final = 3  # snapshots, with their embedding spaces
@@ -34,16 +35,6 @@ ROWS_PER_WRITE: Final = 1000
 ABANDONED_S: Final = 600.0  # a space that a publish has not touched for so long is given up
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Space:
-    """What Redis holds of one embedding space, as written beside it."""
-
-    parts: tuple[str, ...] = ()  # of the records artefact, loaded whole
-    complete: bool = False
-    listeners: int = 0
-    touched_at: float = 0.0  # unix seconds, by a publish that has not moved the pointer yet; 0: none is under way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +50,9 @@ class PublishReport:
     memory_bytes: int  # by which Redis grew while loading
     redis_bytes: int  # what Redis holds of the system's memory
     collected: tuple[str, ...]  # digests of snapshots that were removed
+    on_disk: (
+        bool  # Redis said that it has the listeners on its disk; false: it keeps no append-only file, or cannot say
+    )
 
 
 def connect(url: str) -> redis.Redis:
@@ -80,7 +74,8 @@ def publish(
 
     Raises:
         SnapshotRefused: a file is missing or altered, or no worker could load it.
-        WrongState: Redis lacks the space's listeners, and the records were deleted by an earlier publish.
+        WrongState: Redis lacks the space's listeners, and the records were deleted by an earlier publish; or it is
+            published, but its records cannot be deleted.
         Unavailable: Redis cannot be reached, or refuses; a publish later goes on where this one stopped.
     """
     try:
@@ -101,13 +96,14 @@ def _publish(
         before, started = _memory(client), time.perf_counter()
         loaded, record_bytes = _load(folder, manifest, client, keys, progress)
         load_s, memory = time.perf_counter() - started, _memory(client) - before
+        space = read_space(client, keys, manifest.space_id)
+        on_disk = write_space_to_disk(client, keys, manifest.space_id, space)
         served = Served(digest=digest, space_id=manifest.space_id)
         pointer = flip_pointer(client, keys, served, now=time.time())
-        space = replace(_read_space(client, keys, manifest.space_id), touched_at=0.0)
-        _write_space(client, keys, manifest.space_id, space)
+        write_space(client, keys, manifest.space_id, replace(space, touched_at=0.0))
         collected = _collect(state, client, keys)
         if not keep_records:
-            shutil.rmtree(folder / RECORDS, ignore_errors=True)
+            _erase(folder / RECORDS)
     return PublishReport(
         pointer=pointer,
         items=manifest.items,
@@ -118,7 +114,18 @@ def _publish(
         memory_bytes=memory,
         redis_bytes=int(client.info("memory")["used_memory_rss"]),
         collected=collected,
+        on_disk=on_disk,
     )
+
+
+def _erase(records: Path) -> None:
+    try:
+        if records.is_symlink() or records.exists():
+            shutil.rmtree(records)
+    except OSError as error:
+        raise WrongState(
+            f"published, but the listeners' records cannot be deleted: {error}; delete {records}"
+        ) from error
 
 
 def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
@@ -145,8 +152,8 @@ def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
 
 def _load(folder: Path, manifest: Manifest, client: redis.Redis, keys: Keys, progress: Progress) -> tuple[int, int]:
     """Loads every part that Redis lacks; answers how many listeners and bytes that were."""
-    space = replace(_read_space(client, keys, manifest.space_id), touched_at=time.time())
-    _write_space(client, keys, manifest.space_id, space)
+    space = replace(read_space(client, keys, manifest.space_id), touched_at=time.time())
+    write_space(client, keys, manifest.space_id, space)
     if space.complete:
         return 0, 0
     said = _records_manifest(folder, manifest)
@@ -160,8 +167,8 @@ def _load(folder: Path, manifest: Manifest, client: redis.Redis, keys: Keys, pro
                 loaded, size = loaded + rows, size + bytes_written
                 progress("listeners", loaded, total)
         space = replace(space, parts=(*space.parts, name), listeners=total, touched_at=time.time())
-        _write_space(client, keys, manifest.space_id, space)
-    _write_space(client, keys, manifest.space_id, replace(space, complete=True, listeners=total))
+        write_space(client, keys, manifest.space_id, space)
+    write_space(client, keys, manifest.space_id, replace(space, complete=True, listeners=total))
     return loaded, size
 
 
@@ -209,7 +216,7 @@ def _collect(state: State, client: redis.Redis, keys: Keys) -> tuple[str, ...]:
             shutil.rmtree(folder)
             removed.append(folder.name)
     for space_id in map(_text, client.hkeys(keys.spaces)):
-        space = _read_space(client, keys, space_id)
+        space = read_space(client, keys, space_id)
         if space_id not in needed and time.time() - space.touched_at > ABANDONED_S:
             _drop_space(client, keys, space_id)
     return tuple(removed)
@@ -217,7 +224,7 @@ def _collect(state: State, client: redis.Redis, keys: Keys) -> tuple[str, ...]:
 
 def _drop_space(client: redis.Redis, keys: Keys, space_id: str) -> None:
     """Forgets first that a space is complete: killed in between, the next publish collects or loads the rest."""
-    _write_space(client, keys, space_id, Space())
+    write_space(client, keys, space_id, Space())
     found = []
     for key in client.scan_iter(keys.records_pattern(space_id), count=ROWS_PER_WRITE):
         found.append(key)
@@ -227,18 +234,6 @@ def _drop_space(client: redis.Redis, keys: Keys, space_id: str) -> None:
     if found:
         client.unlink(*found)
     client.hdel(keys.spaces, space_id)
-
-
-def _read_space(client: redis.Redis, keys: Keys, space_id: str) -> Space:
-    raw = client.hget(keys.spaces, space_id)
-    if raw is None:
-        return Space()
-    fields = json.loads(raw)
-    return Space(**{**fields, "parts": tuple(fields["parts"])})
-
-
-def _write_space(client: redis.Redis, keys: Keys, space_id: str, space: Space) -> None:
-    client.hset(keys.spaces, space_id, json.dumps(asdict(space)))
 
 
 def _memory(client: redis.Redis) -> int:

@@ -16,17 +16,20 @@ from pyarrow import parquet
 from scipy.sparse import csr_matrix
 
 from features.listeners import MAX_RECENT, ListenerRecord, encode
-from features.offline.artefact import entry_of
+from features.offline.artefact import PRIVATE, entry_of
 from features.offline.catalogue import Catalogue
 from features.offline.history import History
 from features.offline.segments import Segments
 
 RECORDS: Final = "listeners"
+CONTENT: Final = 1
+"""Changes whenever the same history and vectors give other records."""
 RECORDS_MANIFEST: Final = "listeners.json"
 MAX_GENRES: Final = 16
 PART_ROWS: Final = 100_000
 _DAY_SECONDS: Final = 86_400
 _MOST: Final = 65_535
+_TINY: Final = 2.0**-10  # float16 steps by 2**-24 near zero, so of a vector below this few bits are left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +54,13 @@ def write_records(
     Usable is a vector that is finite in float16 and not zero.
     """
     target = folder / RECORDS
-    target.mkdir()
+    target.mkdir(PRIVATE)
     genres = _genre_matrix(catalogue)
     parts: dict[str, dict[str, Any]] = {}
     usable = 0
     for start in range(0, history.listeners, PART_ROWS):
         stop = min(start + PART_ROWS, history.listeners)
-        vectors = taste.vectors[start:stop].astype(np.float16)
+        vectors = halves(taste.vectors[start:stop])
         usable += int((np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).sum())
         frames = [
             encode(record, int(space_id, 16))
@@ -71,6 +74,17 @@ def write_records(
     said = {"space_id": space_id, "count": history.listeners, "parts": parts}
     (target / RECORDS_MANIFEST).write_text(json.dumps(said, sort_keys=True, indent=1))
     return usable
+
+
+def halves(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The vectors in float16; one that would vanish there is scaled up first, its largest number to 1.
+
+    Training leaves such vectors to listeners of items that next to nobody plays. A listener's ranking depends on the
+    direction of the vector alone, so the length is free.
+    """
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    tiny = (largest > 0) & (largest < _TINY)
+    return (vectors / np.where(tiny, largest, 1)).astype(np.float16)
 
 
 def _records(

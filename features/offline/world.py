@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from features.offline.artefact import aside
+from features.offline.artefact import PRIVATE, aside
 from features.offline.world_catalogue import WorldSettings, draw_catalogue
 from features.offline.world_items import write_items
 from features.offline.world_listening import write_listening
@@ -37,7 +37,7 @@ def generate(out: Path, *, settings: WorldSettings, progress: Progress) -> World
     Raises:
         WrongState: something else than a world stands at `out`.
     """
-    with aside(out, mark=MARK, kind="world") as folder:
+    with aside(out, mark=MARK, kind="world", mode=PRIVATE) as folder:
         for part in ("listens", "hidden"):
             (folder / part).mkdir()
         catalogue = draw_catalogue(settings)

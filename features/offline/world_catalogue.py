@@ -45,6 +45,7 @@ MARKETS = {
 SMALL_MARKETS = [number for number, share in enumerate(MARKETS.values()) if share <= 5]
 OTHER_MARKET_LISTS = 50
 GENRES = [genre for genres in FAMILIES.values() for genre in genres.split(", ")]
+LEAST = {"seed": 0, "items": 300, "listeners": 1, "listens_per_listener": 1}
 FAMILY = [family for family, genres in FAMILIES.items() for _ in genres.split(", ")]
 
 
@@ -59,8 +60,9 @@ class WorldSettings:
     until: date = date(2026, 11, 1)
 
     def __post_init__(self) -> None:
-        if self.items < 300 or self.listeners < 1 or self.listens_per_listener < 1 or self.seed < 0:
-            raise ListeningError("a world needs 300 items, a listener, a listen for each, and a seed from 0")
+        for name, least in LEAST.items():
+            if (value := getattr(self, name)) < least:
+                raise ListeningError(f"a world's {name} must be at least {least}, not {value}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,8 +172,8 @@ def genre_sets(rng: Generator, weights: Array, counts: Array) -> Array:
     family = np.unique(FAMILY, return_inverse=True)[1]
     main = rng.choice(weights.size, counts.size, p=weights / weights.sum())
     near = np.where(family[main][:, None] == family, 8 * weights, weights).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        turn = rng.standard_exponential(near.shape, dtype=np.float32) / near  # the first to ring is drawn by weight
+    turn = rng.standard_exponential(near.shape, dtype=np.float32)
+    turn = np.divide(turn, near, out=np.full_like(turn, np.inf), where=near > 0)  # the first to ring is drawn by weight
     turn[np.arange(main.size), main] = -1
     order = np.argsort(turn, axis=1, kind="stable")[:, :TASTES]
     drawn = (np.arange(TASTES) < counts[:, None]) & np.isfinite(np.take_along_axis(turn, order, axis=1))

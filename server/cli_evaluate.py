@@ -1,0 +1,111 @@
+"""The command that measures relevance through a server of its own: `mantel evaluate`."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from features.errors import Unavailable
+from features.state import State
+from server.options import JsonOption, QuietOption
+
+if TYPE_CHECKING:
+    from protos.client import HomeClient
+
+TRIES: Final = 10
+PREFIX: Final = "evaluation"
+Progress = Callable[[str, int, int], None]
+Ask = Callable[[str], list[list[str]]]  # a surface's name -> each listener's item ids, best first
+
+
+def evaluate(
+    *,
+    data: Annotated[Path, typer.Option(help="Directory with the tables, for example of `mantel import lastfm`.")],
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    factors: Annotated[int, typer.Option(min=8, max=512, help="Dimension of the vectors.")] = 64,
+    diversity: Annotated[bool, typer.Option("--diversity", help="Compare MMR, DPP and calibration instead.")] = False,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure relevance through a server of its own, beside the exact model and three baselines.
+
+    Splits the listens, builds from the train part, serves it on a free port, and asks for the `evaluation` surface.
+    Example: mantel evaluate --data W
+    """
+    from features.offline.build import BuildSettings
+    from features.offline.diversity import surfaces_text, trade_off
+    from features.offline.evaluate import evaluate as run
+    from features.offline.evaluate import prepare
+    from server import face, reports
+
+    settings = BuildSettings(factors=factors, index="ivf")
+    with tempfile.TemporaryDirectory(prefix="mantel-") as name, face.progress(quiet=quiet or json_) as tell:
+        work = Path(name)
+        if diversity:
+            trial = prepare(data, work, settings=settings, seed=seed, progress=tell)
+            (work / "surfaces.toml").write_text(surfaces_text(), encoding="utf-8")
+            flags = {"surfaces": str(work / "surfaces.toml")}
+            with _served(work, trial.folder, trial.users, tell, flags) as ask:
+                found = trade_off(trial, ask)
+        else:
+            serve = partial(_serve_unplayed, work, tell)
+            measured = run(data, work, settings=settings, seed=seed, serve=serve, progress=tell)
+    if diversity:
+        reports.trade_offs(found, as_json=json_)
+    else:
+        reports.evaluation(measured, as_json=json_)
+
+
+def _serve_unplayed(work: Path, tell: Progress, snapshot: Path, users: Sequence[str]) -> list[list[str]]:
+    with _served(work, snapshot, users, tell, {}) as ask:
+        return ask("evaluation")
+
+
+@contextmanager
+def _served(
+    work: Path, snapshot: Path, users: Sequence[str], tell: Progress, flags: Mapping[str, str]
+) -> Iterator[Ask]:
+    """Publishes a snapshot to a state directory of its own and serves it, for asking every user's page of a surface."""
+    from features.embedded_redis import attached
+    from features.keys import Keys
+    from features.offline.publish import connect
+    from features.offline.publish import publish as publish_snapshot
+    from server import calling, launch
+
+    state = State(work / "state")
+    words = {"port": "0", "control-port": "0", "metrics-port": "0", "prefix": PREFIX, **flags}
+    with attached(state) as url:
+        with connect(url) as store:
+            publish_snapshot(snapshot, state, store, Keys(prefix=PREFIX), progress=tell)
+        with (
+            launch.running(state, words, log=work / "serve.log") as endpoints,
+            calling.home(state, endpoints.target) as client,
+        ):
+
+            def ask(surface: str) -> list[list[str]]:
+                pages = []
+                for number, user in enumerate(users, 1):
+                    pages.append(_unplayed(client, user, surface))
+                    tell(surface, number, len(users))
+                return pages
+
+            yield ask
+
+
+def _unplayed(client: "HomeClient", user: str, surface: str) -> list[str]:
+    """What a user gets on a surface; a page that is degraded, as on a busy machine, is asked for anew.
+
+    Raises:
+        Unavailable: it stays degraded.
+    """
+    from server import calling
+
+    for _ in range(TRIES):
+        home = calling.said(client, partial(client.get_home, user, surface=surface, timeout_s=10))
+        if not home.degraded:
+            return [item.item_id for shelf in home.shelves for item in shelf.items]
+    raise Unavailable(f"the page of {user} is degraded, {TRIES} times: {list(home.degraded_reasons)}")

@@ -1,0 +1,73 @@
+"""An explained page in a terminal: stages, params, an item's fate, and the page that other params would make."""
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from protos.home.v1 import home_pb2
+from server.face import table
+
+Page = home_pb2.GetHomeResponse
+
+
+def explained(found: home_pb2.ExplainHomeResponse, item_id: str) -> RenderableType:
+    """What `ExplainHome` answers: of one item where one is named, else of the whole page."""
+    parts: list[RenderableType] = [_stages(found)]
+    if item_id:
+        parts += [Text(), *(Text(f"{one.stage:<9}{one.fate:<14}{one.text}") for one in found.fates)]
+    else:
+        parts += [Text(), _params(found), Text(), _scores(found)]
+    if found.HasField("what_if"):
+        parts += [Text(), *_difference(found.response, found.what_if)]
+    return Group(*parts)
+
+
+def _stages(found: home_pb2.ExplainHomeResponse) -> Table:
+    rows = [
+        (
+            stage.stage,
+            f"{stage.micros:,.0f}",
+            ", ".join(f"{name} {count}" for name, count in sorted(stage.fates.items())),
+        )
+        for stage in found.stages
+    ]
+    return table("stages", ("stage", "us for the batch", "candidates by fate"), rows)
+
+
+def _params(found: home_pb2.ExplainHomeResponse) -> Table:
+    rows = [(value.name, value.value, value.origin) for value in found.params]
+    return table("params", ("param", "value", "from"), rows)
+
+
+def _scores(found: home_pb2.ExplainHomeResponse) -> Table:
+    titles = {item.item_id: item.title for shelf in found.response.shelves for item in shelf.items}
+    rows = [
+        (one.shelf_id, titles[one.item_id], *(f"{one.terms[name]:+.3f}" for name in _names(found)))
+        for one in found.scores
+    ]
+    return table("scores", ("shelf", "item", *_names(found)), rows)
+
+
+def _names(found: home_pb2.ExplainHomeResponse) -> list[str]:
+    return sorted({name for one in found.scores for name in one.terms})
+
+
+def _difference(before: Page, after: Page) -> list[RenderableType]:
+    """Which items each shelf would lose and gain."""
+    old, new = _shelves(before), _shelves(after)
+    out: list[RenderableType] = [Text("what if", "bold")]
+    for name in dict.fromkeys((*old, *new)):
+        lost = [title for item, title in old.get(name, {}).items() if item not in new.get(name, {})]
+        gained = [title for item, title in new.get(name, {}).items() if item not in old.get(name, {})]
+        moved = list(old.get(name, {})) != list(new.get(name, {})) and not lost and not gained
+        said = "the same items in another order" if moved else "unchanged"
+        out.append(Text(f"{name}: {said}" if not lost and not gained else f"{name}:"))
+        out += [Text(f"  - {title}", "red") for title in lost]
+        out += [Text(f"  + {title}", "green") for title in gained]
+    return out
+
+
+def _shelves(page: Page) -> Mapping[str, Mapping[str, str]]:
+    return {shelf.id: {item.item_id: item.title for item in shelf.items} for shelf in page.shelves}

@@ -1,0 +1,172 @@
+"""Between the contract and the core: a request is validated and becomes a query."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Final
+
+from features.errors import InvalidInput, PermissionRefused
+from features.keys import hash64, item_keys
+from features.markets import ISO_3166
+from protos.home.v1 import home_pb2
+from ranking.params import INDEX
+from ranking.surfaces import ShelfSpec, Surface
+from ranking.types import HomeQuery
+from server.identity import Principal, Role
+
+MAX_IDS: Final = 1000
+MAX_SHELVES: Final = 50
+MAX_ITEMS: Final = 200
+MAX_OVERRIDES: Final = 16
+SESSION_S: Final = 1800  # without a session of the client's own
+DEFAULT_SURFACE: Final = "home"
+_USER_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
+_LOCAL_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
+
+Request = home_pb2.GetHomeRequest | home_pb2.GetShelfRequest | home_pb2.RankItemsRequest
+
+
+def to_query(
+    request: home_pb2.GetHomeRequest, surfaces: Mapping[str, Surface], principal: Principal, *, now: int
+) -> HomeQuery:
+    """Validates a request.
+
+    Raises:
+        InvalidInput: naming every wrong field.
+        PermissionRefused: overrides from a caller without the role `force`.
+    """
+    surface = surfaces.get(request.surface or DEFAULT_SURFACE)
+    wrong = list(_wrong_fields(request, surfaces, principal))
+    if not 0 <= request.page_size <= MAX_SHELVES:
+        wrong.append(("page_size", f"must be 0 to {MAX_SHELVES}; 0 asks for all shelves"))
+    if wrong or surface is None:
+        raise InvalidInput(*wrong)
+    return _query(request, surface, now=now, shelves=request.page_size)
+
+
+def to_shelf_query(
+    request: home_pb2.GetShelfRequest, surfaces: Mapping[str, Surface], principal: Principal, *, now: int
+) -> HomeQuery:
+    """Validates a request for one shelf: a page of that shelf alone, as long as asked.
+
+    Raises:
+        InvalidInput: naming every wrong field.
+        PermissionRefused: overrides from a caller without the role `force`.
+    """
+    surface = surfaces.get(request.surface or DEFAULT_SURFACE)
+    wrong = list(_wrong_fields(request, surfaces, principal))
+    if not 0 <= request.page_size <= MAX_ITEMS:
+        wrong.append(("page_size", f"must be 0 to {MAX_ITEMS}; 0 asks for the shelf's own size"))
+    shelves = () if surface is None else surface.shelves
+    spec = next((shelf for shelf in shelves if shelf.id == request.shelf_id), None)
+    if surface is not None and spec is None:
+        wrong.append(("shelf_id", f"unknown; of this surface are {', '.join(shelf.id for shelf in shelves)}"))
+    if wrong or surface is None or spec is None:
+        raise InvalidInput(*wrong)
+    size = request.page_size or spec.size
+    longer = replace(spec, size=size, minimum=1, depth=max(spec.depth, 2 * size))
+    return _query(request, replace(surface, shelves=(longer,)), now=now, shelves=0)
+
+
+def to_rank_query(
+    request: home_pb2.RankItemsRequest, surfaces: Mapping[str, Surface], principal: Principal, *, now: int
+) -> HomeQuery:
+    """Validates a request to rank the caller's own candidates: a page of one line, all of it traced.
+
+    Raises:
+        InvalidInput: naming every wrong field.
+        PermissionRefused: overrides from a caller without the role `force`.
+    """
+    surface = surfaces.get(request.surface or DEFAULT_SURFACE)
+    wrong = list(_wrong_fields(request, surfaces, principal))
+    wrong += _wrong_ids("item_ids", request.item_ids)
+    if not request.item_ids:
+        wrong.append(("item_ids", "must name at least one item"))
+    if len(request.query_item_id.encode()) > 128:
+        wrong.append(("query_item_id", "must be at most 128 bytes"))
+    if not 0 <= request.page_size <= MAX_IDS:
+        wrong.append(("page_size", f"must be 0 to {MAX_IDS}; 0 asks for all that pass"))
+    if wrong or surface is None:
+        raise InvalidInput(*wrong)
+    count = len(request.item_ids)
+    params = surface.params
+    if not request.page_size:  # all that pass the filters: no cap drops any
+        params = params.copy()
+        params[[INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap")]] = 0
+    size = request.page_size or count
+    spec = ShelfSpec(
+        id="given",
+        source="given",
+        titles={"en": ""},
+        size=size,
+        minimum=1,
+        depth=max(count, size),
+        params=params,
+        item_keys={},
+    )
+    page = _query(request, replace(surface, shelves=(spec,)), now=now, shelves=0)
+    near = hash64(request.query_item_id) if request.query_item_id else 0
+    return replace(page, given=item_keys(request.item_ids), near=near, traced=True)
+
+
+def _query(request: Request, surface: Surface, *, now: int, shelves: int) -> HomeQuery:
+    context = request.context
+    return HomeQuery(
+        user_id=request.user_id,
+        surface=surface,
+        now=now,
+        market=context.market,
+        allow_explicit=context.allow_explicit if context.HasField("allow_explicit") else None,
+        excluded=item_keys(request.exclude_item_ids),
+        hidden=item_keys(request.hidden_ids) if request.hidden_ids else None,
+        shelves=shelves,
+        seed=hash64(f"{request.user_id}|{request.session_id or now // SESSION_S}|{surface.name}"),
+    )
+
+
+def _wrong_fields(request: Request, surfaces: Mapping[str, Surface], principal: Principal) -> Iterable[tuple[str, str]]:
+    """What is wrong with the fields that both requests have."""
+    if request.experiment_overrides and Role.FORCE not in principal.roles:
+        raise PermissionRefused(f"experiment_overrides: needs the role {Role.FORCE.value}")
+    context = request.context
+    near = isinstance(request, home_pb2.RankItemsRequest) and request.query_item_id
+    if not _USER_ID.fullmatch(request.user_id) and (request.user_id or not near):
+        yield "user_id", "must be 1-128 of [A-Za-z0-9_.-]"
+    if request.session_id and not _USER_ID.fullmatch(request.session_id):
+        yield "session_id", "must be at most 128 of [A-Za-z0-9_.-]"
+    if context.market and context.market not in ISO_3166:
+        yield "context.market", "must be an ISO 3166-1 alpha-2 code in upper case, such as GB"
+    if context.locale and not _LOCALE.fullmatch(context.locale):
+        yield "context.locale", "must be a BCP 47 tag, such as en-GB"
+    if len(context.device.encode()) > 64:
+        yield "context.device", "must be at most 64 bytes"
+    if context.local_time and not _is_local_time(context.local_time):
+        yield "context.local_time", "must be ISO 8601, such as 2026-11-20T08:30"
+    if (request.surface or DEFAULT_SURFACE) not in surfaces:
+        yield "surface", f"unknown; known are {', '.join(sorted(surfaces))}"
+    if not isinstance(request, home_pb2.RankItemsRequest) and request.page_token:
+        yield "page_token", "is not a token of this service"
+    yield from _wrong_ids("exclude_item_ids", request.exclude_item_ids)
+    yield from _wrong_ids("hidden_ids", request.hidden_ids)
+    if len(request.experiment_overrides) > MAX_OVERRIDES:
+        yield "experiment_overrides", f"must be at most {MAX_OVERRIDES}"
+    for number, _ in enumerate(request.experiment_overrides[:MAX_OVERRIDES]):
+        yield f"experiment_overrides[{number}].experiment", "names no running experiment"
+
+
+def _is_local_time(text: str) -> bool:
+    try:
+        return bool(_LOCAL_TIME.fullmatch(text) and datetime.fromisoformat(text))
+    except ValueError:  # a day or an hour that no calendar or clock has
+        return False
+
+
+def _wrong_ids(field: str, ids: Sequence[str]) -> Iterable[tuple[str, str]]:
+    if len(ids) > MAX_IDS:
+        yield field, f"must be at most {MAX_IDS} ids"
+        return
+    for number, item_id in enumerate(ids):
+        if not 1 <= len(item_id.encode()) <= 128:
+            yield f"{field}[{number}]", "must be 1-128 bytes"
