@@ -45,6 +45,7 @@ class Transport:
 
     async def retire(self) -> None:
         """Answers NOT_SERVING from now on, whatever is set later; calls are still answered."""
+        await self.set_serving(serving=False)  # names every service, should it retire before it has started
         await self.health.enter_graceful_shutdown()
 
     async def stop(self, grace_s: float) -> None:
