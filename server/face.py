@@ -36,7 +36,9 @@ def page(
     """A page as a listener would see it; below it, how it was made. `captions` are third lines by item id."""
     parts: list[RenderableType] = []
     for shelf in home.shelves:
-        heading = Text.assemble((shelf.title, "bold"), ("  " + reason(shelf.reason), "dim italic"))
+        why = reason(shelf.reason)
+        said = "" if why.lower() in shelf.title.lower() else f"  {why}"
+        heading = Text.assemble((shelf.title, "bold"), (said, "dim italic"))
         parts += [Text(), heading, Columns([_card(item, captions) for item in shelf.items], padding=(0, 1))]
     if not home.shelves:
         parts.append(Text("an empty page", "yellow"))
