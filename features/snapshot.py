@@ -30,7 +30,7 @@ UNKNOWN_DAY: Final = -(2**31)
 FOREVER: Final = 2**63 - 1
 
 # column -> (dtype, shape); N items, D dimension, W words of market bits, M items with neighbours, G genres,
-# K one more than the markets (row 0 is worldwide), P the depth of a list
+# K one more than the markets (row 0: items allowed everywhere), P the depth of a list
 COLUMNS: Final[Mapping[str, tuple[str, tuple[str | int, ...]]]] = {
     "item_key": ("<u8", ("N",)),  # ascending
     "vector": ("<f4", ("N", "D")),  # with its own norm
@@ -70,7 +70,7 @@ class Manifest:
     card_format: int  # the version of Item's static field numbers
     genres: tuple[str, ...]
     markets: tuple[str, ...]  # ISO 3166-1 alpha-2, ascending
-    as_of: str  # the day of the newest listen, ISO 8601; "" unknown
+    as_of: str  # the day of the newest listens, without the latest 0.1 %, ISO 8601; "" unknown
     index: Mapping[str, Any]  # factory, nprobe, depth, recall, faiss
     gate: Mapping[str, Any]  # the figures it was accepted with
     built: Mapping[str, Any]  # version, seed, settings, data digest, counts

@@ -1,7 +1,6 @@
 """The relevance protocol, its metrics and its baselines against independent computations and published figures."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,17 +17,6 @@ BASELINES: dict[str, Callable[[Plays, int], Ints]] = {
     "item_knn": relevance.item_knn,
     "ease": lambda train, k: relevance.ease(train, k, regularization=50.0),
 }
-
-
-@pytest.fixture(scope="session")
-def hetrec() -> Path:
-    """Give the folder of the HetRec Last.fm files; absent, it fails where CI is true and skips elsewhere."""
-    root = Path(__file__).parent.parent
-    path = root / os.environ.get("MANTEL_DATA", "../shared/data") / "hetrec2011-lastfm-2k"
-    if not path.is_dir():
-        reason = f"no HetRec Last.fm data at {path}; set MANTEL_DATA to the folder that holds it"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    return path
 
 
 @pytest.fixture(scope="session")
