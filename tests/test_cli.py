@@ -71,6 +71,21 @@ def test_get_shows_a_page_and_prints_json(typed: Path, endpoints: Endpoints) -> 
     assert "cold start" in stranger
 
 
+def test_explain_tells_the_page_the_item_and_the_what_if(typed: Path, endpoints: Endpoints) -> None:
+    """Stages, params and scores; one item's fate on every shelf; what other params would lose and gain."""
+    words = ("explain", "u0000001", "--state", f"{typed}/state")
+    assert endpoints.target
+    page = ok(*words)
+    assert all(word in page for word in ("retrieve", "off_genre", "discovery_noise", "affinity", "picked-for-you"))
+    shown = json.loads(ok(*words, "--json"))["response"]["shelves"][-1]["items"][0]["item_id"]
+    assert "popular-near-you: it is shown" in ok(*words, shown)
+    other = ok(*words, "--set", "popularity_weight=-2")
+    assert "what if" in other
+    assert "  + " in other
+    assert "no_such is no param" in refusal(1, *words, "--set", "no_such=1")
+    assert "is not PARAM=VALUE" in refusal(2, *words, "--set", "no_such")
+
+
 def test_snapshots_are_listed_and_taken_back(typed: Path, endpoints: Endpoints) -> None:
     """List marks what is served, status tells what each worker believes, rollback and activate move it."""
     state = f"{typed}/state"
