@@ -13,12 +13,12 @@ from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
 from ranking.arrange import arrange
 from ranking.filters import drop
-from ranking.history import recall
+from ranking.history import History, recall
 from ranking.layout import lay_out
 from ranking.lines import asked, draw_lines
-from ranking.retrieve import retrieve
+from ranking.retrieve import from_list, retrieve, starved
 from ranking.score import score
-from ranking.types import Candidates, Degraded, Fate, Home, HomeQuery, Lines, Shelf, Trace, TracedLine
+from ranking.types import Candidates, Degraded, Fate, Home, HomeQuery, Lines, Shelf, Trace, TracedLine, widened
 
 STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout")
 _FAULTS: Final = {
@@ -39,6 +39,7 @@ def assemble(
     candidates, failed = retrieve(queries, lines, listeners, history, snapshot)
     times.append(clock())
     candidates = drop(queries, lines, history, snapshot, candidates)
+    candidates = feed(queries, lines, listeners, history, snapshot, candidates)
     times.append(clock())
     candidates = score(queries, lines, snapshot, candidates)
     times.append(clock())
@@ -51,6 +52,25 @@ def assemble(
     )
     times.append(clock())
     return homes, Trace(stages=tuple(zip(STAGES, np.diff(times).tolist(), strict=True)))
+
+
+def feed(
+    queries: tuple[HomeQuery, ...],
+    lines: Lines,
+    listeners: Listeners,
+    history: History,
+    snapshot: Snapshot,
+    candidates: Candidates,
+) -> Candidates:
+    """Gives lines that the filters left too little another chance: their market's own list, filtered likewise."""
+    thin = starved(lines, candidates)
+    if not len(thin):
+        return candidates
+    depth = max(candidates.rows.shape[1], snapshot.columns["popular"].shape[1])
+    some = lines.take(thin)
+    more = drop(queries, some, history, snapshot, from_list(queries, some, listeners, snapshot, depth))
+    better = (more.fate == Fate.KEPT).sum(axis=1) > (candidates.fate[thin] == Fate.KEPT).sum(axis=1)
+    return widened(candidates, depth, thin[better], more.take(np.flatnonzero(better)))
 
 
 def _page(

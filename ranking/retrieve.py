@@ -44,6 +44,32 @@ def retrieve(
     return Candidates(rows=rows, scores=scores, fate=fate), failed
 
 
+def starved(lines: Lines, candidates: Candidates) -> NDArray[np.int64]:
+    """The searched lines that kept too few candidates to fill their shelf, as in a market with few licences."""
+    kept = (candidates.fate == Fate.KEPT).sum(axis=1)
+    searched = np.isin(lines.source, SEARCHED) & (candidates.fate != Fate.PADDING).any(axis=1)  # a failed one has none
+    return np.flatnonzero(searched & (kept < np.minimum(lines.size, lines.depth // 2)))
+
+
+def from_list(
+    queries: tuple[HomeQuery, ...], lines: Lines, listeners: Listeners, snapshot: Snapshot, width: int
+) -> Candidates:
+    """Candidates of searched lines from their market's popular list, by inner product with the line's query.
+
+    The list holds up to 1,000 items that the market may show: with few licences all of them, so nothing is missed.
+    """
+    rows, scores = np.full((len(lines), width), -1, np.int64), np.full((len(lines), width), -np.inf)
+    vectors = _vectors(np.arange(len(lines)), queries, lines, listeners, snapshot)
+    for line in range(len(lines)):
+        market = snapshot.market_index.get(lines.market[lines.query[line]], -1)
+        listed = snapshot.columns["popular"][market + 1][:width]
+        found = listed[listed >= 0].astype(np.int64)
+        rows[line, : len(found)] = found
+        scores[line, : len(found)] = np.vecdot(snapshot.columns["vector"][found], vectors[line][None])
+    fate = np.where(rows < 0, Fate.PADDING, Fate.KEPT).astype(np.uint8)
+    return Candidates(rows=rows, scores=scores, fate=fate)
+
+
 def _reach(depth: NDArray[np.int64]) -> NDArray[np.int64]:
     """The depth that a line is searched to: 256, 512, 1,024 … whatever else is in the batch, `[line]`.
 

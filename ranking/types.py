@@ -1,7 +1,7 @@
 """The values that a request passes through: query, lines, candidates, page."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Final
 
@@ -89,6 +89,12 @@ class Lines:
         """How many lines."""
         return len(self.specs)
 
+    def take(self, chosen: NDArray[np.int64]) -> "Lines":
+        """Some of the lines, of the same queries."""
+        columns = ("query", "slot", "depth", "size", "minimum", "skip_played", "dedupe", "source", "subject", "params")
+        picked = {name: getattr(self, name)[chosen] for name in columns}
+        return replace(self, **picked, specs=tuple(self.specs[line] for line in chosen.tolist()))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
@@ -97,6 +103,20 @@ class Candidates:
     rows: NDArray[np.int64]
     scores: NDArray[np.float64]  # what retrieval found, then what orders the line
     fate: NDArray[np.uint8]
+
+    def take(self, chosen: NDArray[np.int64]) -> "Candidates":
+        """The candidates of some lines."""
+        return Candidates(rows=self.rows[chosen], scores=self.scores[chosen], fate=self.fate[chosen])
+
+
+def widened(candidates: Candidates, width: int, lines: NDArray[np.int64], more: Candidates) -> Candidates:
+    """The candidates, padded to a width, with those of some lines replaced."""
+    missing = ((0, 0), (0, width - candidates.rows.shape[1]))
+    rows = np.pad(candidates.rows, missing, constant_values=-1)
+    scores = np.pad(candidates.scores, missing, constant_values=-np.inf)
+    fate = np.pad(candidates.fate, missing, constant_values=Fate.PADDING)
+    rows[lines], scores[lines], fate[lines] = more.rows, more.scores, more.fate
+    return Candidates(rows=rows, scores=scores, fate=fate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

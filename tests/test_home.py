@@ -13,8 +13,9 @@ from features.index import ExactRetriever, Rows, Scores, use_one_thread
 from features.keys import item_keys
 from features.listeners import Known, Listeners, decode
 from features.snapshot import Snapshot
+from ranking.filters import drop
 from ranking.history import recall
-from ranking.home import assemble
+from ranking.home import assemble, feed
 from ranking.lines import draw_lines
 from ranking.params import INDEX, PARAMS, Value, resolve
 from ranking.retrieve import retrieve
@@ -162,6 +163,8 @@ def test_nothing_is_lost(snapshot: Snapshot, records: dict[str, bytes], seed: in
         history = recall(listeners, snapshot)
         lines = draw_lines((query,), listeners, history, snapshot)
         found, _ = retrieve((query,), lines, listeners, history, snapshot)
+        found = drop((query,), lines, history, snapshot, found)
+        found = feed((query,), lines, listeners, history, snapshot, found)
         assert sum(home.fates.values()) == int((found.rows >= 0).sum())
         assert home.fates.get(Fate.SHOWN, 0) == sum(len(shelf.rows) for shelf in home.shelves)
 
@@ -179,6 +182,29 @@ def test_taste_equals_brute_force(snapshot: Snapshot, records: dict[str, bytes])
         free &= (columns["available_from"] <= NOW) & (columns["available_until"] > NOW)
         scores = np.where(free, np.asarray(columns["vector"]) @ vector, -np.inf)
         assert home.shelves[0].rows.tolist() == np.argsort(-scores, kind="stable")[:20].tolist()
+
+
+def test_a_market_with_few_licences_gets_full_shelves(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """Three items in a hundred may be shown: the taste shelf is full all the same, and the best of what there is."""
+    rng, items = np.random.default_rng(3), snapshot.manifest.items
+    allowed = np.sort(rng.choice(items, items * 3 // 100, replace=False))
+    bits = np.array(snapshot.columns["market_bits"])
+    bits[:], bits[allowed] = 1, 1 << 63  # licensed in one market that few have, or in the other
+    popular = np.full((65, 1000), -1, np.int32)
+    popular[64, : len(allowed)] = rng.permutation(allowed)
+    columns = {**snapshot.columns, "market_bits": bits, "popular": popular}
+    scarce = replace(snapshot, columns=columns, market_index={"ZW": 63})
+    surface = Surface(name="plain", shelves=(spec("taste", "taste", skip_played=True),))
+    vectors = np.asarray(snapshot.columns["vector"])
+    for user, frame in list(records.items())[:40]:
+        query = HomeQuery(user_id=user, surface=surface, now=NOW, market="ZW", allow_explicit=True)
+        (home,) = serve(scarce, (query,), [frame])
+        listener = read(snapshot, [frame])
+        fresh = np.setdiff1d(allowed, snapshot.rows_of(listener.recent_keys))
+        columns_now = snapshot.columns["available_from"][fresh], snapshot.columns["available_until"][fresh]
+        fresh = fresh[(columns_now[0] <= NOW) & (columns_now[1] > NOW)]
+        best = fresh[np.argsort(-(vectors[fresh] @ listener.vectors[0]), kind="stable")][:12]
+        assert home.shelves[0].rows.tolist() == best.tolist()
 
 
 def test_played_items_leave_shelves_that_skip_them(snapshot: Snapshot, records: dict[str, bytes]) -> None:
