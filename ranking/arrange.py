@@ -39,10 +39,13 @@ def arrange(lines: Lines, listeners: Listeners, snapshot: Snapshot, candidates: 
 
 
 def _by_score(candidates: Candidates) -> Candidates:
-    """What is kept first, then by score; what is no number stands at the end."""
-    dropped = candidates.fate != Fate.KEPT
-    scores = np.where(np.isfinite(candidates.scores), candidates.scores, -np.inf)
-    order = np.lexsort((candidates.rows, -scores, dropped))
+    """By score, ties by row; what was dropped or is no number stands at the end."""
+    kept = (candidates.fate == Fate.KEPT) & np.isfinite(candidates.scores)
+    sunk = np.where(kept, -candidates.scores, np.inf)
+    order = np.argsort(sunk, axis=1, kind="stable")
+    ranked = np.take_along_axis(sunk, order, axis=1)
+    tied = np.flatnonzero(((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] < np.inf)).any(axis=1))
+    order[tied] = np.lexsort((candidates.rows[tied], sunk[tied]))  # dearer: only where it matters
     return _permuted(candidates, order)
 
 
