@@ -178,12 +178,12 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o644, durable: bool 
             os.fsync(file.fileno())
     aside.rename(path)
     if durable:
-        sync_folder(path.parent)
+        sync_entry(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Forces a folder's entries to disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_entry(path: Path) -> None:
+    """Forces a file's content, or a folder's entries, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

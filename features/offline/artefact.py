@@ -1,6 +1,5 @@
 """A folder that appears whole or not at all: written aside, made durable, renamed into its place."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from features.errors import WrongState
 from features.snapshot import COLUMNS, MANIFEST, sha256_of
+from features.state import sync_entry
 
 PRIVATE: Final = 0o700
 """The mode of a folder that holds personal data."""
@@ -58,8 +58,8 @@ def _make_durable(folder: Path, mode: int) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.parent.stat().st_mode & 0o444)
-        _fsync(path)
-    _fsync(folder)
+        sync_entry(path)
+    sync_entry(folder)
 
 
 def _take_place(folder: Path, out: Path) -> None:
@@ -74,12 +74,4 @@ def _take_place(folder: Path, out: Path) -> None:
             old.rename(out)
             raise
         shutil.rmtree(old)
-    _fsync(out.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_entry(out.parent)

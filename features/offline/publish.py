@@ -28,7 +28,7 @@ from features.offline.records import RECORDS, RECORDS_MANIFEST
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
 from features.snapshot import MANIFEST, Manifest, load, read_manifest, sha256_of, verify
 from features.spaces import Space, read_space, write_space, write_space_to_disk
-from features.state import State, sync_folder
+from features.state import State, sync_entry
 
 KEPT: Final = 3  # snapshots, with their embedding spaces
 ROWS_PER_WRITE: Final = 1000
@@ -141,12 +141,12 @@ def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
         with (aside / name).open("rb") as file:
             os.fsync(file.fileno())
         (aside / name).chmod(0o444)
-    sync_folder(aside)
+    sync_entry(aside)
     damaged = target.with_name(f"{aside.name}.damaged")
     if target.exists():
         target.rename(damaged)  # who has mapped its files keeps them
     aside.rename(target)
-    sync_folder(target.parent)
+    sync_entry(target.parent)
     shutil.rmtree(damaged, ignore_errors=True)
 
 
