@@ -1,7 +1,8 @@
 """A page becomes the bytes of a response.
 
 A page is joined, not built: an item is its card, encoded when the snapshot was built, followed by its dynamic fields;
-a shelf is its head followed by its items. Joining 72 items takes 21 us where building messages takes 165.
+a shelf is its head followed by its items. Measured for six shelves of twelve: joining takes 55 us, 15 of them for the
+heads; building the messages takes 70, with every field already at hand or merged from the card.
 """
 
 import struct
