@@ -10,6 +10,7 @@ import json
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntFlag
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from features.errors import SnapshotRefused
 from features.index import FaissRetriever, Retriever
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
 CARDS: Final = "cards.bin"
 INDEX: Final = "index.faiss"
@@ -38,7 +39,7 @@ COLUMNS: Final[Mapping[str, tuple[str, tuple[str | int, ...]]]] = {
     "plays": ("<i8", ("N",)),
     "popularity": ("<f4", ("N",)),  # 0-1
     "released": ("<i4", ("N",)),  # days since 1970, UNKNOWN_DAY
-    "explicit": ("|b1", ("N",)),
+    "limits": ("|u1", ("N",)),  # of Limit; 0: shown to everyone, always
     "market_bits": ("<u8", ("N", "W")),  # bit m: allowed in markets[m]; none set: everywhere
     "artist_key": ("<u8", ("N",)),  # 0: none
     "album_key": ("<u8", ("N",)),
@@ -56,6 +57,15 @@ COLUMNS: Final[Mapping[str, tuple[str, tuple[str | int, ...]]]] = {
     "yty": ("<f4", ("D", "D")),  # item vectors' Gram matrix, for folding listeners in
     "card_offset": ("<u8", ("N+1",)),  # into cards.bin
 }
+
+
+class Limit(IntFlag):
+    """What to look at before an item is shown: most have no limit, and one byte says so."""
+
+    MARKETS = 1  # licensed in some markets only, by market_bits
+    EXPLICIT = 2
+    WINDOW = 4  # has a time, by available_from and available_until
+    SHARED = 8  # other items are of the same recording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,115 +1,162 @@
 """Orders each line and chooses what it may show: by score or diversified, within caps of artist and album."""
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.listeners import Listeners
-from features.snapshot import Snapshot
-from ranking.diversify import Caps, Genres, by_score, calibrated, dpp, mmr
-from ranking.params import DIVERSITY, INDEX
+from features.snapshot import Limit, Snapshot
+from ranking.compiled import compiled
+from ranking.diversify import Genres, Pool, by_score, calibrated, dpp, mmr, units
+from ranking.params import DIVERSITY, INDEX, Params
 from ranking.types import Candidates, Fate, Lines
 
-RESERVE: Final = 2  # picks per place on the shelf: what falls as a duplicate is refilled from the second half
+RESERVE: Final = (
+    3  # picks per place on the shelf, since shelves share their best: with 2, 4 % lost picked-for-you to it
+)
+_SHARED: Final = int(Limit.SHARED)
+_METHOD: Final = INDEX["diversity"]
+_POOL: Final = INDEX["diversity_pool"]
+_ARTIST_CAP, _ALBUM_CAP, _GAP = (INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap"))
+_LAMBDA, _THETA, _CALIBRATION = (INDEX[name] for name in ("mmr_lambda", "dpp_theta", "calibration_lambda"))
+_MMR, _DPP, _CALIBRATED = (DIVERSITY.index(name) for name in ("mmr", "dpp", "calibration"))
+
+
+class Arranged(NamedTuple):
+    """What lines are arranged by."""
+
+    query: NDArray[np.int64]  # [line]
+    size: NDArray[np.int64]  # [line]
+    params: Params  # [line, param]
+    genre_weights: NDArray[np.float32]  # [query, genre]
+    vector: NDArray[np.float32]  # [item, D], as the columns below
+    artist: NDArray[np.uint64]
+    album: NDArray[np.uint64]
+    recording: NDArray[np.uint64]
+    limits: NDArray[np.uint8]
+    genre: NDArray[np.int16]
 
 
 def arrange(lines: Lines, listeners: Listeners, snapshot: Snapshot, candidates: Candidates) -> Candidates:
-    """The candidates in the order of their line's choice: picks first, the rest behind by score; `[line, candidate]`.
+    """The candidates with the picks of each line, in the order of its choice.
 
-    A candidate that no pick can be for its line's caps is CAPPED. Without a method and caps the order is by score, and
-    ties go to the lower row, which is the lower item key.
+    Without a method and caps the order is by score, ties to the lower row, which is the lower item key. Of a recording
+    a line keeps its best release. What no pick can be for its line's caps is CAPPED.
     """
-    if not candidates.rows.size:
-        return candidates
-    candidates = _by_score(candidates)
-    quota = RESERVE * lines.size[:, None]
-    picks = min(candidates.rows.shape[1], int(quota.max()))
-    pool = np.maximum(lines.params[:, INDEX["diversity_pool"]].astype(np.int64)[:, None], quota)
-    pooled = (candidates.fate == Fate.KEPT) & (np.arange(candidates.rows.shape[1]) < pool)
-    chosen = np.full((len(lines), picks), -1, np.int64)
-    method = lines.params[:, INDEX["diversity"]].astype(np.int64)
-    for number in np.unique(method).tolist():
-        here = np.flatnonzero(method == number)
-        usable = pooled[here, : int(pool[here].max())]
-        chosen[here] = _choose(DIVERSITY[number], here, picks, lines, listeners, snapshot, candidates, usable)
-    chosen[np.arange(picks) >= quota] = -1
-    return _reordered(candidates, chosen, pooled, quota)
+    columns = snapshot.columns
+    by = Arranged(
+        query=lines.query,
+        size=lines.size,
+        params=lines.params,
+        genre_weights=listeners.genre_weights,
+        vector=columns["vector"],
+        artist=columns["artist_key"],
+        album=columns["album_key"],
+        recording=columns["recording_key"],
+        limits=columns["limits"],
+        genre=columns["genre"],
+    )
+    fate = candidates.fate.copy()
+    picks = np.full((len(lines), RESERVE * int(lines.size.max(initial=0))), -1, np.int64)
+    _arrange(by, candidates.rows, candidates.scores, fate, picks)
+    return replace(candidates, fate=fate, picks=picks)
 
 
-def _by_score(candidates: Candidates) -> Candidates:
-    """By score, ties by row; what was dropped or is no number stands at the end."""
-    kept = (candidates.fate == Fate.KEPT) & np.isfinite(candidates.scores)
-    sunk = np.where(kept, -candidates.scores, np.inf)
-    order = np.argsort(sunk, axis=1, kind="stable")
-    ranked = np.take_along_axis(sunk, order, axis=1)
-    tied = np.flatnonzero(((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] < np.inf)).any(axis=1))
-    order[tied] = np.lexsort((candidates.rows[tied], sunk[tied]))  # dearer: only where it matters
-    return _permuted(candidates, order)
+@compiled
+def _arrange(
+    by: Arranged,
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    fate: NDArray[np.uint8],
+    picks: NDArray[np.int64],
+) -> None:
+    for line in range(rows.shape[0]):
+        ranked = _ranked(rows[line], scores[line], fate[line])
+        _keep_one_release(by, ranked, rows[line], fate[line])
+        quota = RESERVE * by.size[line]
+        kept = np.array([place for place in ranked if fate[line, place] == Fate.KEPT], np.int64)
+        most = max(int(by.params[line, _POOL]), quota)
+        chosen = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
+        while chosen[quota - 1] < 0 and most < len(kept):  # caps have eaten the pool
+            most *= 2
+            chosen = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
+        for number in range(quota):
+            if chosen[number] >= 0:
+                picks[line, number] = kept[chosen[number]]
+                fate[line, picks[line, number]] = Fate.PICKED
+        if chosen[quota - 1] < 0:
+            for place in kept:
+                if fate[line, place] == Fate.KEPT:
+                    fate[line, place] = Fate.CAPPED
 
 
-def _choose(  # noqa: PLR0913, PLR0917  # a method needs what it looks at
-    method: str,
-    here: NDArray[np.int64],
-    picks: int,
-    lines: Lines,
-    listeners: Listeners,
-    snapshot: Snapshot,
-    candidates: Candidates,
-    usable: NDArray[np.bool_],
+@compiled
+def _ranked(rows: NDArray[np.int64], scores: NDArray[np.float64], fate: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The places of what was kept, by score, ties by row; what has no finite score is left out."""
+    places = np.array(
+        [one for one in range(len(rows)) if fate[one] == Fate.KEPT and np.isfinite(scores[one])], np.int64
+    )
+    ranked = places[np.argsort(-scores[places], kind="mergesort")]
+    for number in range(1, len(ranked)):  # stable by place, but ties go by row
+        one, at = ranked[number], number
+        while at > 0 and scores[ranked[at - 1]] == scores[one] and rows[ranked[at - 1]] > rows[one]:
+            ranked[at] = ranked[at - 1]
+            at -= 1
+        ranked[at] = one
+    return ranked
+
+
+@compiled
+def _keep_one_release(
+    by: Arranged, ranked: NDArray[np.int64], rows: NDArray[np.int64], fate: NDArray[np.uint8]
+) -> None:
+    """Marks what is of the same recording as something better."""
+    shared = np.array([place for place in ranked if by.limits[rows[place]] & _SHARED], np.int64)
+    for number in range(1, len(shared)):
+        for better in shared[:number]:
+            if by.recording[rows[better]] == by.recording[rows[shared[number]]]:
+                fate[shared[number]] = Fate.SAME_RECORDING
+                break
+
+
+@compiled
+def _choose(
+    by: Arranged, line: int, rows: NDArray[np.int64], relevance: NDArray[np.float64], quota: int
 ) -> NDArray[np.int64]:
-    params, width = lines.params[here], usable.shape[1]
-    rows = np.maximum(candidates.rows[here, :width], 0)
-    relevance = np.where(usable, candidates.scores[here, :width], 0.0).astype(np.float32)
-    caps = Caps(
-        artist=snapshot.columns["artist_key"][rows],
-        album=snapshot.columns["album_key"][rows],
-        artist_cap=params[:, INDEX["artist_cap"]].astype(np.int64),
-        album_cap=params[:, INDEX["album_cap"]].astype(np.int64),
-        gap=params[:, INDEX["artist_gap"]].astype(np.int64),
+    chosen = np.full(quota, -1, np.int64)
+    params = by.params[line]
+    pool = Pool(
+        relevance,
+        by.artist[rows],
+        by.album[rows],
+        int(params[_ARTIST_CAP]),
+        int(params[_ALBUM_CAP]),
+        int(params[_GAP]),
     )
-    if method == "mmr":
-        return mmr(relevance, _unit(snapshot, rows), usable, params[:, INDEX["mmr_lambda"]], picks, caps)
-    if method == "dpp":
-        return dpp(relevance, _unit(snapshot, rows), usable, params[:, INDEX["dpp_theta"]], picks, caps)
-    if method == "calibration":
-        genres = _genres(snapshot, rows, listeners.genre_weights[lines.query[here]])
-        return calibrated(relevance, genres, usable, params[:, INDEX["calibration_lambda"]], picks, caps)
-    return by_score(relevance, usable, picks, caps)
+    method = int(params[_METHOD])
+    if method == _MMR:
+        mmr(pool, units(by.vector, rows), params[_LAMBDA], by.size[line], chosen)
+    elif method == _DPP:
+        dpp(pool, units(by.vector, rows), params[_THETA], by.size[line], chosen)
+    elif method == _CALIBRATED:
+        genres = Genres(by.genre[rows], _genre_shares(by.genre[rows]), by.genre_weights[by.query[line]])
+        calibrated(pool, genres, params[_CALIBRATION], by.size[line], chosen)
+    else:
+        by_score(pool, chosen)
+    return chosen
 
 
-def _reordered(
-    candidates: Candidates, chosen: NDArray[np.int64], pooled: NDArray[np.bool_], quota: NDArray[np.int64]
-) -> Candidates:
-    """Marks the picks and brings them to the front; of a line that ended early the rest of the pool is capped."""
-    count, width = candidates.rows.shape
-    rank = np.tile(np.arange(chosen.shape[1], chosen.shape[1] + width), (count, 1))
-    line, place = np.nonzero(chosen >= 0)
-    rank[line, chosen[line, place]] = place
-    picked = rank < chosen.shape[1]
-    early = (chosen >= 0).sum(axis=1, keepdims=True) < quota
-    fate = np.where(picked, Fate.PICKED, np.where(pooled & early, Fate.CAPPED, candidates.fate)).astype(np.uint8)
-    return _permuted(replace(candidates, fate=fate), np.argsort(rank, axis=1, kind="stable"))
-
-
-def _permuted(candidates: Candidates, order: NDArray[np.int64]) -> Candidates:
-    return Candidates(
-        rows=np.take_along_axis(candidates.rows, order, axis=1),
-        scores=np.take_along_axis(candidates.scores, order, axis=1),
-        fate=np.take_along_axis(candidates.fate, order, axis=1),
-    )
-
-
-def _unit(snapshot: Snapshot, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    vectors = snapshot.columns["vector"][rows]
-    length = np.sqrt(np.vecdot(vectors, vectors))[:, :, None]
-    return np.asarray(vectors / np.where(length > 0, length, 1), np.float32)
-
-
-def _genres(snapshot: Snapshot, rows: NDArray[np.int64], target: NDArray[np.float32]) -> Genres:
+@compiled
+def _genre_shares(genre: NDArray[np.int16]) -> NDArray[np.float64]:
     """Each item's genres weigh 1, 1/2, 1/3 … in their own order, as in the listener's own mix."""
-    index = snapshot.columns["genre"][rows]
-    weight = np.where(index >= 0, 1 / np.arange(1, index.shape[2] + 1), 0.0)
-    total = weight.sum(axis=2, keepdims=True)
-    return Genres(index=index, weight=(weight / np.where(total > 0, total, 1)).astype(np.float32), target=target)
+    shares = np.zeros(genre.shape)
+    for item in range(len(genre)):
+        total = 0.0
+        for slot in range(genre.shape[1]):
+            total += 1 / (slot + 1) if genre[item, slot] >= 0 else 0.0
+        for slot in range(genre.shape[1]):
+            if genre[item, slot] >= 0:
+                shares[item, slot] = 1 / (slot + 1) / total
+    return shares

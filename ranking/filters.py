@@ -1,126 +1,134 @@
 """What may not be shown. A filter marks a fate and never deletes; the first mark stays."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.snapshot import Snapshot
+from features.snapshot import Limit, Snapshot
+from ranking.compiled import compiled
 from ranking.history import History
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
-Mask = NDArray[np.bool_]  # [line, candidate]
+Pairs = NDArray[np.int64]  # query << 32 | row, ascending
 _NONE: Final = np.empty(0, np.uint64)
+_RESTRICTED: Final = int(Limit.MARKETS)
+_EXPLICIT: Final = int(Limit.EXPLICIT)
+_WINDOWED: Final = int(Limit.WINDOW)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What the filters look at: the batch and the candidates before any mark."""
+class Asked(NamedTuple):
+    """What the filters look at."""
 
-    queries: tuple[HomeQuery, ...]
-    lines: Lines
-    history: History
-    snapshot: Snapshot
-    rows: NDArray[np.int64]  # [line, candidate]; padding points at row 0
-
-
-def market(asked: Asked) -> Mask:
-    """Items licensed elsewhere only. Where the market is unknown, every item with a restriction is doubtful."""
-    bits = asked.snapshot.columns["market_bits"][asked.rows]  # [line, candidate, word]
-    wanted = np.zeros((len(asked.queries), bits.shape[2]), np.uint64)
-    for query, name in enumerate(asked.lines.market):
-        number = asked.snapshot.market_index.get(name)
-        if number is not None:
-            wanted[query, number // 64] = np.uint64(1 << (number % 64))
-    restricted: Mask = np.any(bits != 0, axis=2)
-    allowed: Mask = np.any(bits & wanted[asked.lines.query][:, None, :] != 0, axis=2)
-    return restricted & ~allowed
+    query: NDArray[np.int64]  # [line]
+    genre: NDArray[np.int64]  # [line]; -1: not a genre's shelf
+    skip_played: NDArray[np.bool_]  # [line]
+    market: NDArray[np.int64]  # [query]; -1: unknown
+    allow_explicit: NDArray[np.bool_]  # [query]
+    now: NDArray[np.int64]  # [query]
+    hidden: Pairs
+    excluded: Pairs
+    played: Pairs
+    limits: NDArray[np.uint8]  # [item], as the columns below
+    market_bits: NDArray[np.uint64]
+    available_from: NDArray[np.int64]
+    available_until: NDArray[np.int64]
+    genres: NDArray[np.int16]
 
 
-def unavailable(asked: Asked) -> Mask:
-    """Items before or after their window of availability."""
-    now = np.array([query.now for query in asked.queries], np.int64)[asked.lines.query][:, None]
-    columns = asked.snapshot.columns
-    late: Mask = (columns["available_from"][asked.rows] > now) | (columns["available_until"][asked.rows] <= now)
-    return late
+@compiled
+def _mark(asked: Asked, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> None:  # a branch a filter
+    """The filters in their order."""
+    limits = asked.limits
+    for line in range(rows.shape[0]):
+        query, genre, skip_played = asked.query[line], asked.genre[line], asked.skip_played[line]
+        market, now, allow_explicit = asked.market[query], asked.now[query], asked.allow_explicit[query]
+        for place in range(rows.shape[1]):
+            row = rows[line, place]
+            if fate[line, place] != Fate.KEPT:
+                continue
+            if limits[row] & _RESTRICTED and unlicensed(asked.market_bits, row, market):
+                fate[line, place] = Fate.MARKET
+            elif limits[row] & _WINDOWED and unavailable(asked.available_from, asked.available_until, row, now):
+                fate[line, place] = Fate.UNAVAILABLE
+            elif limits[row] & _EXPLICIT and not allow_explicit:
+                fate[line, place] = Fate.EXPLICIT
+            elif among(asked.hidden, query, row):
+                fate[line, place] = Fate.HIDDEN
+            elif among(asked.excluded, query, row):
+                fate[line, place] = Fate.EXCLUDED
+            elif skip_played and among(asked.played, query, row):
+                fate[line, place] = Fate.PLAYED
+            elif genre >= 0 and off_genre(asked.genres, row, genre):
+                fate[line, place] = Fate.OFF_GENRE
 
 
-def explicit(asked: Asked) -> Mask:
-    """Explicit items, where the listener does not allow them."""
-    refused = ~asked.lines.allow_explicit[asked.lines.query][:, None]
-    found: Mask = asked.snapshot.columns["explicit"][asked.rows] & refused
-    return found
+@compiled
+def unlicensed(market_bits: NDArray[np.uint64], row: int, market: int) -> bool:
+    """Whether a restricted item is licensed elsewhere only; where the market is unknown (-1), it is doubtful."""
+    return market < 0 or (market_bits[row, market // 64] >> np.uint64(market % 64)) & np.uint64(1) == 0
 
 
-def hidden(asked: Asked) -> Mask:
-    """Items that the listener hid."""
-    return _among(asked, (query.hidden for query in asked.queries))
+@compiled
+def unavailable(available_from: NDArray[np.int64], available_until: NDArray[np.int64], row: int, now: int) -> bool:
+    """Whether an item is outside its window of availability."""
+    return not available_from[row] <= now < available_until[row]
 
 
-def excluded(asked: Asked) -> Mask:
-    """Items that the request excludes."""
-    return _among(asked, (query.excluded for query in asked.queries))
+@compiled
+def off_genre(genres: NDArray[np.int16], row: int, wanted: int) -> bool:
+    """Whether an item is not of the genre of the shelf that it was found for."""
+    return not np.any(genres[row] == wanted)
 
 
-def played(asked: Asked) -> Mask:
-    """Items that the listener played, on shelves that show only what was not."""
-    if not asked.lines.skip_played.any():
-        return np.zeros(asked.rows.shape, np.bool_)
-    pairs = np.sort(asked.history.query << 32 | asked.history.row)
-    return _paired(asked, pairs) & asked.lines.skip_played[:, None]
-
-
-def off_genre(asked: Asked) -> Mask:
-    """On a genre's shelf, items that are not of it."""
-    genre = np.where(asked.lines.source == "genre", asked.lines.subject, -1)[:, None]
-    if not (genre >= 0).any():
-        return np.zeros(asked.rows.shape, np.bool_)
-    theirs = asked.snapshot.columns["genre"][asked.rows]
-    among: Mask = np.any(theirs == genre[:, :, None], axis=2)
-    return (genre >= 0) & ~among
-
-
-FILTERS: Final[tuple[tuple[Fate, Callable[[Asked], Mask]], ...]] = (
-    (Fate.MARKET, market),
-    (Fate.UNAVAILABLE, unavailable),
-    (Fate.EXPLICIT, explicit),
-    (Fate.HIDDEN, hidden),
-    (Fate.EXCLUDED, excluded),
-    (Fate.PLAYED, played),
-    (Fate.OFF_GENRE, off_genre),
-)
+@compiled
+def among(pairs: Pairs, query: int, row: int) -> bool:
+    """Whether the listener hid or played an item, or the request excludes it."""
+    wanted, low, high = query << 32 | row, 0, len(pairs)
+    while low < high:
+        middle = (low + high) // 2
+        if pairs[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(pairs) and pairs[low] == wanted
 
 
 def drop(
     queries: tuple[HomeQuery, ...], lines: Lines, history: History, snapshot: Snapshot, candidates: Candidates
 ) -> Candidates:
     """Marks every candidate that a filter drops."""
-    rows = np.maximum(candidates.rows, 0)
-    asked = Asked(queries=queries, lines=lines, history=history, snapshot=snapshot, rows=rows)
+    columns = snapshot.columns
+    asked = Asked(
+        query=lines.query,
+        genre=np.where(lines.source == "genre", lines.subject, -1),
+        skip_played=lines.skip_played,
+        market=np.array([snapshot.market_index.get(name, -1) for name in lines.market], np.int64),
+        allow_explicit=lines.allow_explicit,
+        now=np.array([query.now for query in queries], np.int64),
+        hidden=_pairs(snapshot, (query.hidden for query in queries)),
+        excluded=_pairs(snapshot, (query.excluded for query in queries)),
+        played=np.sort(history.query << 32 | history.row),
+        limits=columns["limits"],
+        market_bits=columns["market_bits"],
+        available_from=columns["available_from"],
+        available_until=columns["available_until"],
+        genres=columns["genre"],
+    )
     fate = candidates.fate.copy()
-    for mark, finds in FILTERS:
-        fate[finds(asked) & (fate == Fate.KEPT)] = mark
+    _mark(asked, candidates.rows, fate)
     return replace(candidates, fate=fate)
 
 
-def _among(asked: Asked, keys: Iterable[NDArray[np.uint64] | None]) -> Mask:
-    """Which candidates are among each query's keys: one search over (query, row) pairs for the whole batch."""
+def _pairs(snapshot: Snapshot, keys: Iterable[NDArray[np.uint64] | None]) -> Pairs:
+    """The rows of each query's item keys: one look-up for the whole batch."""
     per_query = [_NONE if found is None else found for found in keys]
     lengths = [len(found) for found in per_query]
     if not sum(lengths):
-        return np.zeros(asked.rows.shape, np.bool_)
-    rows = asked.snapshot.rows_of(np.concatenate(per_query))
+        return np.empty(0, np.int64)
+    rows = snapshot.rows_of(np.concatenate(per_query))
     owner = np.repeat(np.arange(len(lengths)), lengths)
-    return _paired(asked, np.sort((owner << 32 | rows)[rows >= 0]))
-
-
-def _paired(asked: Asked, pairs: NDArray[np.int64]) -> Mask:
-    """Which candidates are among ascending (query, row) pairs."""
-    if not len(pairs):
-        return np.zeros(asked.rows.shape, np.bool_)
-    wanted = asked.lines.query[:, None] << 32 | asked.rows
-    place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    found: Mask = pairs[place] == wanted
-    return found
+    found: NDArray[Any] = (owner << 32 | rows)[rows >= 0]
+    return np.sort(found)

@@ -4,6 +4,7 @@ A batch of one is served by the same code, and equals its row in any larger batc
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,19 @@ from ranking.layout import lay_out
 from ranking.lines import asked, draw_lines
 from ranking.retrieve import from_list, retrieve, starved
 from ranking.score import score
-from ranking.types import Candidates, Degraded, Fate, Home, HomeQuery, Lines, Shelf, Trace, TracedLine, widened
+from ranking.trace import trace
+from ranking.types import (
+    Candidates,
+    Degraded,
+    Fate,
+    Home,
+    HomeQuery,
+    Lines,
+    Pages,
+    Shelf,
+    Trace,
+    widened,
+)
 
 STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout")
 _FAULTS: Final = {
@@ -36,21 +49,24 @@ def assemble(
     history = recall(listeners, snapshot)
     lines = draw_lines(queries, listeners, history, snapshot)
     times.append(clock())
-    candidates, failed = retrieve(queries, lines, listeners, history, snapshot)
+    found, failed = retrieve(queries, lines, listeners, history, snapshot)
     times.append(clock())
-    candidates = drop(queries, lines, history, snapshot, candidates)
+    candidates = drop(queries, lines, history, snapshot, found)
     candidates = feed(queries, lines, listeners, history, snapshot, candidates)
     times.append(clock())
-    candidates = score(queries, lines, snapshot, candidates)
+    candidates = score(queries, lines, history, snapshot, candidates)
     times.append(clock())
     candidates = arrange(lines, listeners, snapshot, candidates)
     times.append(clock())
-    candidates = lay_out(lines, candidates)
+    pages = lay_out(queries, lines, listeners, snapshot, candidates)
     homes = tuple(
-        _page(number, query, Known(listeners.known[number]), lines, candidates, failed)
-        for number, query in enumerate(queries)
+        _home(number, query, Known(known), lines, pages, failed)
+        for number, (query, known) in enumerate(zip(queries, listeners.known.tolist(), strict=True))
     )
     times.append(clock())
+    if any(query.traced for query in queries):
+        told = trace(queries, lines, listeners, history, snapshot, found, candidates, pages)
+        homes = tuple(replace(home, lines=own) for home, own in zip(homes, told, strict=True))
     return homes, Trace(stages=tuple(zip(STAGES, np.diff(times).tolist(), strict=True)))
 
 
@@ -73,47 +89,35 @@ def feed(
     return widened(candidates, depth, thin[better], more.take(np.flatnonzero(better)))
 
 
-def _page(
+def _home(
     number: int,
     query: HomeQuery,
     known: Known,
     lines: Lines,
-    candidates: Candidates,
+    pages: Pages,
     failed: NDArray[np.bool_],
 ) -> Home:
-    mine = np.flatnonzero(lines.query == number)
+    first, last = int(lines.first[number]), int(lines.first[number + 1])
     shelves = tuple(
         Shelf(
             spec=lines.specs[line],
             subject=int(lines.subject[line]),
-            rows=candidates.rows[line, shown],
-            scores=candidates.scores[line, shown],
+            rows=pages.rows[line, : pages.shown[line]],
+            scores=pages.scores[line, : pages.shown[line]],
         )
-        for line in mine
-        if (shown := candidates.fate[line] == Fate.SHOWN).any()
+        for line in pages.order[number].tolist()
+        if line >= 0
     )
-    met = np.bincount(candidates.fate[mine].ravel(), minlength=len(Fate)).tolist()
-    wanted = len(asked(query))
-    lost = int(failed[mine].sum()) + (wanted - len(mine) if known in _FAULTS else 0)
+    wanted, missed = len(asked(query)), int(np.count_nonzero(failed[first:last]))
+    lost = missed + (wanted - (last - first) if known in _FAULTS else 0)
+    met = pages.fates[number].tolist()
     return Home(
         shelves=shelves,
         market=lines.market[number],
         cold_start=known is Known.STRANGER,
-        degraded=tuple(_degraded(query, known, int(failed[mine].sum()), len(mine))),
+        degraded=tuple(_degraded(query, known, missed, last - first)),
         coverage=100 * (wanted - lost) // wanted,
-        lines=tuple(_traced(int(line), lines, candidates) for line in mine) if query.traced else (),
         fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},
-    )
-
-
-def _traced(line: int, lines: Lines, candidates: Candidates) -> TracedLine:
-    real = candidates.fate[line] != Fate.PADDING
-    return TracedLine(
-        spec=lines.specs[line],
-        subject=int(lines.subject[line]),
-        rows=candidates.rows[line, real],
-        scores=candidates.scores[line, real],
-        fate=candidates.fate[line, real],
     )
 
 

@@ -1,44 +1,181 @@
-"""Lays lines out as pages: picks in their order, each item once, thin shelves dropped."""
+"""Lays lines out as pages: what each shelf shows, and in which order the shelves stand."""
 
-from dataclasses import replace
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.arrange import RESERVE
-from ranking.types import Candidates, Fate, Lines
+from features.listeners import Listeners
+from features.snapshot import Snapshot
+from ranking.compiled import compiled
+from ranking.diversify import dot
+from ranking.page import Page, by_attention, by_order_of_file, settle
+from ranking.params import INDEX, PARAMS, Params
+from ranking.types import Candidates, Fate, HomeQuery, Lines, Pages
+
+_ROW, _COLUMN, _LIKENESS, _ARTISTS, _ORDER = (
+    INDEX[name] for name in ("row_decay", "column_decay", "shelf_likeness", "page_artist_cap", "page_order")
+)
+_WEIGHT: Final = INDEX["shelf_weight"]
+_BY_FILE: Final = PARAMS[_ORDER].choices.index("file")
+_FATES: Final = max(Fate) + 1
+_MOST: Final = np.iinfo(np.int64).max
 
 
-def lay_out(lines: Lines, candidates: Candidates) -> Candidates:
-    """Marks what each line shows, from the top shelf down; `[line, candidate]`, in the order of the line's choice.
+class Batch(NamedTuple):
+    """What pages are made of."""
 
-    An item belongs to the first shelf that shows it; shelves below refill from their reserve. A shelf with fewer items
-    than its minimum shows none, and gives its items back.
-    """
-    fate = candidates.fate.copy()
-    pairs = lines.query[:, None] << 32 | candidates.rows[:, : RESERVE * int(lines.size.max(initial=0))]
-    taken = np.empty(0, np.int64)
-    for slot in range(int(lines.slot.max(initial=-1)) + 1):
-        here = np.flatnonzero(lines.slot == slot)
-        taken = np.concatenate((taken, _show(here, lines, pairs[here], fate, taken)))
-    fate[fate == Fate.PICKED] = Fate.KEPT
-    return replace(candidates, fate=fate)
+    first: NDArray[np.int64]  # [query + 1], the lines of each
+    size: NDArray[np.int64]  # [line], as the columns below
+    minimum: NDArray[np.int64]
+    pinned: NDArray[np.bool_]
+    params: Params  # [line, param]
+    page_params: Params  # [query, param]
+    dedupe: NDArray[np.bool_]  # [query], as the columns below
+    shelves: NDArray[np.int64]  # how many to answer
+    taste: NDArray[np.float32]  # [query, D]
+    vector: NDArray[np.float32]  # [item, D], as the columns below
+    popularity: NDArray[np.float32]
+    recording: NDArray[np.uint64]
+    artist: NDArray[np.uint64]
 
 
-def _show(
-    here: NDArray[np.int64], lines: Lines, pairs: NDArray[np.int64], fate: NDArray[np.uint8], taken: NDArray[np.int64]
+def lay_out(
+    queries: tuple[HomeQuery, ...], lines: Lines, listeners: Listeners, snapshot: Snapshot, candidates: Candidates
+) -> Pages:
+    """The pages of a batch. A shelf with fewer items than its minimum shows none, and gives its items back."""
+    columns = snapshot.columns
+    batch = Batch(
+        first=lines.first,
+        size=lines.size,
+        minimum=lines.minimum,
+        pinned=lines.pinned,
+        params=lines.params,
+        page_params=lines.page_params,
+        dedupe=np.array([query.surface.dedupe for query in queries], np.bool_),
+        shelves=np.array([query.shelves or _MOST for query in queries], np.int64),
+        taste=listeners.vectors,
+        vector=columns["vector"],
+        popularity=columns["popularity"],
+        recording=columns["recording_key"],
+        artist=columns["artist_key"],
+    )
+    widest = int(lines.size.max(initial=0))
+    most = int(np.diff(lines.first).max(initial=0))
+    pages = Pages(
+        order=np.full((len(queries), most), -1, np.int64),
+        shown=np.zeros(len(lines), np.int64),
+        rows=np.full((len(lines), widest), -1, np.int64),
+        scores=np.zeros((len(lines), widest)),
+        fate=candidates.fate.copy(),
+        fates=np.zeros((len(queries), _FATES), np.int64),
+    )
+    _lay_out(batch, candidates.rows, candidates.scores, candidates.picks, pages)
+    return pages
+
+
+@compiled
+def _lay_out(
+    batch: Batch, rows: NDArray[np.int64], scores: NDArray[np.float64], picks: NDArray[np.int64], pages: Pages
+) -> None:
+    for query in range(len(batch.first) - 1):
+        first, last = batch.first[query], batch.first[query + 1]
+        page = _page(batch, query, rows[first:last], picks[first:last])
+        by_file = batch.page_params[query, _ORDER] == _BY_FILE
+        order, marks = settle(page, by_order_of_file(page) if by_file else by_attention(page))
+        answered = min(len(order), batch.shelves[query])
+        for row in range(len(order)):
+            line = order[row]
+            if row < answered:
+                pages.order[query, row] = first + line
+                _show(pages, first + line, rows, scores, picks, marks[line])
+            else:
+                for pick in range(picks.shape[1]):
+                    if marks[line, pick] == Fate.SHOWN:
+                        marks[line, pick] = Fate.LATER
+        for line in range(first, last):
+            for pick in range(picks.shape[1]):
+                if picks[line, pick] >= 0:
+                    pages.fate[line, picks[line, pick]] = marks[line - first, pick]
+            for fate in pages.fate[line]:
+                pages.fates[query, fate] += 1
+
+
+@compiled
+def _show(  # compiled: a tuple of them would cost more than the work
+    pages: Pages,
+    line: int,
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    picks: NDArray[np.int64],
+    marks: NDArray[np.uint8],
+) -> None:
+    shown = 0
+    for pick in range(picks.shape[1]):
+        if marks[pick] == Fate.SHOWN:
+            pages.rows[line, shown] = rows[line, picks[line, pick]]
+            pages.scores[line, shown] = scores[line, picks[line, pick]]
+            shown += 1
+    pages.shown[line] = shown
+
+
+@compiled
+def _page(batch: Batch, query: int, rows: NDArray[np.int64], picks: NDArray[np.int64]) -> Page:
+    first, last = batch.first[query], batch.first[query + 1]
+    lines, most = picks.shape
+    artist, worth = np.zeros(picks.shape, np.uint64), np.zeros(picks.shape)
+    direction = np.zeros((lines, batch.vector.shape[1]))
+    keys = np.empty(picks.size, np.uint64)
+    own = batch.taste[query]
+    known = bool(own.any())
+    counted = 0
+    for line in range(lines):
+        for pick in range(most):
+            if picks[line, pick] < 0:
+                continue
+            row = rows[line, picks[line, pick]]
+            vector = batch.vector[row]
+            keys[counted] = batch.recording[row]
+            counted += 1
+            artist[line, pick] = batch.artist[row]
+            liked = dot(vector, own) if known else batch.popularity[row]
+            worth[line, pick] = min(max(liked, 0.0), 1.0)
+            if pick < batch.size[first + line]:
+                for dimension in range(len(vector)):
+                    direction[line, dimension] += vector[dimension]
+    item = _numbered(picks, np.sort(keys[:counted]), rows, batch.recording, batch.dedupe[query])
+    params = batch.page_params[query]
+    return Page(
+        batch.size[first:last],
+        batch.minimum[first:last],
+        batch.pinned[first:last],
+        batch.params[first:last, _WEIGHT].copy(),
+        item,
+        artist,
+        worth,
+        direction,
+        params[_ROW],
+        params[_COLUMN],
+        params[_LIKENESS],
+        int(params[_ARTISTS]),
+    )
+
+
+@compiled
+def _numbered(
+    picks: NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+    recording: NDArray[np.uint64],
+    dedupe: bool,
 ) -> NDArray[np.int64]:
-    """Marks one slot's lines in `fate` and answers the (query, row) pairs that they show."""
-    marks = fate[here, : pairs.shape[1]]
-    kept = marks == Fate.PICKED
-    repeated = kept & lines.dedupe[here, None] & np.isin(pairs, taken)
-    kept &= ~repeated
-    shown = kept & (np.cumsum(kept, axis=1) <= lines.size[here, None])
-    thin = shown.sum(axis=1) < lines.minimum[here]
-    marks[repeated] = Fate.DUPLICATE
-    marks[shown] = Fate.SHOWN
-    marks[kept & thin[:, None]] = Fate.THIN
-    fate[here, : pairs.shape[1]] = marks
-    shown[thin] = False
-    found: NDArray[np.int64] = pairs[shown]
-    return found
+    """A number for each pick, the same where the recording is; all different where a page may repeat items."""
+    item = np.full(picks.shape, -1, np.int64)
+    number = 0
+    for line in range(picks.shape[0]):
+        for pick in range(picks.shape[1]):
+            if picks[line, pick] >= 0:
+                key = recording[rows[line, picks[line, pick]]]
+                item[line, pick] = np.searchsorted(keys, key) if dedupe else number
+                number += 1
+    return item

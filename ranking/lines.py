@@ -41,7 +41,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
 
 def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
     """The shelves that a request asks for."""
-    return query.surface.shelves[: query.shelves or None]
+    return query.surface.shelves
 
 
 def _columns(
@@ -49,17 +49,20 @@ def _columns(
 ) -> Lines:
     specs = tuple(spec for _, _, spec, _ in drawn)
     allow = [query.allow_explicit for query in queries]
+    query = np.array([number for number, _, _, _ in drawn], np.int64)
     return Lines(
-        query=np.array([number for number, _, _, _ in drawn], np.int64),
+        query=query,
+        first=np.searchsorted(query, np.arange(len(queries) + 1)),
         slot=np.array([slot for _, slot, _, _ in drawn], np.int64),
+        pinned=np.array([spec.pinned for spec in specs], np.bool_),
         depth=np.array([spec.depth for spec in specs], np.int64),
         size=np.array([spec.size for spec in specs], np.int64),
         minimum=np.array([spec.minimum for spec in specs], np.int64),
         skip_played=np.array([spec.skip_played for spec in specs], np.bool_),
-        dedupe=np.array([queries[number].surface.dedupe for number, _, _, _ in drawn], np.bool_),
         source=np.array([spec.source for spec in specs], np.str_),
         subject=np.array([subject for _, _, _, subject in drawn], np.int64),
         params=np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX)),
+        page_params=np.array([query.surface.params for query in queries]),
         specs=specs,
         market=tuple(query.market or market for query, market in zip(queries, listeners.market, strict=True)),
         allow_explicit=np.where([said is None for said in allow], listeners.allow_explicit, np.array(allow, np.bool_)),

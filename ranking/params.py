@@ -25,6 +25,7 @@ class Param:
     unit: str
     meaning: str
     choices: tuple[str, ...] = ()  # values by name, in the order of their numbers
+    of_page: bool = False  # set on a surface only: a shelf of its own value would mean nothing
 
 
 PARAMS: Final = (
@@ -59,6 +60,14 @@ PARAMS: Final = (
         high=3650.0,
         unit="days",
         meaning="after which a release counts as half as fresh",
+    ),
+    Param(
+        name="novelty_weight",
+        default=0.0,
+        low=-2.0,
+        high=2.0,
+        unit="score",
+        meaning="of an item's novelty: 1 where the listener plays nothing by its artist, else 0",
     ),
     Param(
         name="recency_half_life_days",
@@ -148,6 +157,60 @@ PARAMS: Final = (
         high=1.0,
         unit="share",
         meaning="how far the query of a genre shelf leans from the genre's centroid to the listener",
+    ),
+    Param(
+        name="shelf_weight",
+        default=1.0,
+        low=0.0,
+        high=10.0,
+        unit="factor",
+        meaning="of what a shelf is worth where the order of shelves is chosen",
+    ),
+    Param(
+        name="page_order",
+        default=0.0,
+        low=0.0,
+        high=1.0,
+        unit="choice",
+        meaning="below the pinned shelves: attention, by what each is worth there, or file, as the surface lists them",
+        choices=("attention", "file"),
+        of_page=True,
+    ),
+    Param(
+        name="row_decay",
+        default=0.85,
+        low=0.1,
+        high=1.0,
+        unit="factor",
+        meaning="of attention from each shelf to the next below",
+        of_page=True,
+    ),
+    Param(
+        name="column_decay",
+        default=0.9,
+        low=0.1,
+        high=1.0,
+        unit="factor",
+        meaning="of attention from each item of a shelf to the next",
+        of_page=True,
+    ),
+    Param(
+        name="shelf_likeness",
+        default=0.1,
+        low=0.0,
+        high=10.0,
+        unit="worth",
+        meaning="taken from what a shelf is worth, times its cosine to the page above it",
+        of_page=True,
+    ),
+    Param(
+        name="page_artist_cap",
+        default=8.0,
+        low=0.0,
+        high=1000.0,
+        unit="items",
+        meaning="at most of one artist on the page; 0 is no cap",
+        of_page=True,
     ),
 )
 Value = float | str  # a choice may be given by name

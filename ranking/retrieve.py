@@ -70,6 +70,29 @@ def from_list(
     return Candidates(rows=rows, scores=scores, fate=fate)
 
 
+def missed_by(  # explains, off the path
+    row: int,
+    queries: tuple[HomeQuery, ...],
+    lines: Lines,
+    listeners: Listeners,
+    snapshot: Snapshot,
+    candidates: Candidates,
+) -> NDArray[np.float64]:
+    """How much more affinity an item had needed to be found, `[line]`; nan where nothing was searched for it.
+
+    `candidates` are those that `retrieve` found.
+    """
+    near, vectors = np.full(len(lines), np.nan), snapshot.columns["vector"]
+    searched = np.flatnonzero(np.isin(lines.source, SEARCHED))
+    near[searched] = np.vecdot(_vectors(searched, queries, lines, listeners, snapshot), vectors[row])
+    for line in np.flatnonzero(lines.source == "neighbours").tolist():
+        both = _unit(vectors[[row, lines.subject[line]]].astype(np.float64))
+        near[line] = both[0] @ both[1]
+    found = np.isfinite(candidates.scores)
+    lowest = np.min(candidates.scores, axis=1, where=found, initial=np.inf)
+    return np.where(found.any(axis=1), lowest - near, np.nan)
+
+
 def _reach(depth: NDArray[np.int64]) -> NDArray[np.int64]:
     """The depth that a line is searched to: 256, 512, 1,024 … whatever else is in the batch, `[line]`.
 

@@ -1,56 +1,132 @@
 """Scores candidates: what retrieval found, scaled per line, plus weighted terms of the item itself."""
 
 from dataclasses import replace
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.snapshot import UNKNOWN_DAY, Snapshot
-from ranking.history import DAY_S
-from ranking.params import INDEX, Params, column
+from ranking.compiled import compiled
+from ranking.history import DAY_S, History
+from ranking.params import INDEX, Params
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
+_AFFINITY: Final = INDEX["affinity_weight"]
+_POPULARITY: Final = INDEX["popularity_weight"]
+_FRESHNESS: Final = INDEX["freshness_weight"]
+_HALF_LIFE: Final = INDEX["freshness_half_life_days"]
+_NOVELTY: Final = INDEX["novelty_weight"]
 
-def score(queries: tuple[HomeQuery, ...], lines: Lines, snapshot: Snapshot, candidates: Candidates) -> Candidates:
-    """The candidates with the score that orders each line: affinity, popularity and freshness, each 0-1, weighted."""
-    rows, params = np.maximum(candidates.rows, 0), lines.params
-    total = column(params, "affinity_weight") * scaled(candidates)
-    popularity = column(params, "popularity_weight")
-    if popularity.any():
-        total = total + popularity * snapshot.columns["popularity"][rows]
-    freshness = column(params, "freshness_weight")
-    if freshness.any():
-        today = np.array([query.now // DAY_S for query in queries], np.int64)[lines.query][:, None]
-        half_life = column(params, "freshness_half_life_days")
-        total = total + freshness * _fresh(snapshot.columns["released"][rows], today, half_life)
-    return replace(candidates, scores=np.where(candidates.fate == Fate.PADDING, -np.inf, total))
+
+class Facts(NamedTuple):
+    """What the terms are made of."""
+
+    query: NDArray[np.int64]  # [line]
+    params: Params  # [line, param]
+    today: NDArray[np.int64]  # [query], days since 1970
+    artists_start: NDArray[np.int64]  # [query + 1]; query q owns artists_start[q]:artists_start[q + 1]
+    artists: NDArray[np.uint64]  # that the listeners play, ascending for each
+    popularity: NDArray[np.float32]  # [item], as the columns below
+    released: NDArray[np.int32]
+    artist: NDArray[np.uint64]
+
+
+def score(
+    queries: tuple[HomeQuery, ...], lines: Lines, history: History, snapshot: Snapshot, candidates: Candidates
+) -> Candidates:
+    """The candidates with the score that orders each line: affinity, popularity, freshness and novelty, weighted.
+
+    Each is 0-1. Affinity is scaled over what the line kept; what was found with no finite number gets none.
+    """
+    facts = facts_for(queries, lines.query, lines.params, history, snapshot)
+    scores = np.full(candidates.scores.shape, -np.inf)
+    _score(facts, candidates.rows, candidates.scores, candidates.fate, scores)
+    return replace(candidates, scores=scores)
 
 
 def item_terms(
-    rows: NDArray[np.int64], scores: NDArray[np.float64], params: Params, now: int, snapshot: Snapshot
+    facts: Facts, line: int, rows: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """What each item's score is made of, `[item]` by name; affinity is what the other terms leave."""
-    today = np.int64(now // DAY_S)
-    released, half_life = snapshot.columns["released"][rows], params[INDEX["freshness_half_life_days"]]
-    terms = {
-        "popularity": params[INDEX["popularity_weight"]] * snapshot.columns["popularity"][rows].astype(np.float64),
-        "freshness": params[INDEX["freshness_weight"]] * _fresh(released, today, half_life),
+    """What the scores of a line's items are made of, `[item]` by name; affinity is what the other terms leave."""
+    params, today, played = facts.params[line], facts.today[facts.query[line]], _played(facts, line)
+    fresh = [freshness(day, today, params[_HALF_LIFE]) for day in facts.released[rows]]
+    told = {
+        "popularity": params[_POPULARITY] * facts.popularity[rows].astype(np.float64),
+        "freshness": params[_FRESHNESS] * np.array(fresh),
+        "novelty": params[_NOVELTY] * np.array([novelty(artist, played) for artist in facts.artist[rows]]),
     }
-    return {"affinity": scores - sum(terms.values()), **terms}
+    return {"affinity": scores - sum(told.values()), **told}
 
 
-def scaled(candidates: Candidates) -> NDArray[np.float64]:
-    """Affinity from 0 to 1 over what each line kept, `[line, candidate]`; nan where it was no finite number."""
-    scores = np.where(np.isfinite(candidates.scores), candidates.scores, np.nan)
-    kept = (candidates.fate == Fate.KEPT) & np.isfinite(scores)
-    low = np.min(scores, axis=1, where=kept, initial=np.inf)[:, None]
-    high = np.max(scores, axis=1, where=kept, initial=-np.inf)[:, None]
-    span = np.where(high > low, high - low, 1.0)
-    return np.where(high >= low, (scores - np.where(high >= low, low, 0.0)) / span, np.nan)
+def facts_for(
+    queries: tuple[HomeQuery, ...], query: NDArray[np.int64], params: Params, history: History, snapshot: Snapshot
+) -> Facts:
+    """What the terms of a batch's lines are made of; the artists played only where novelty counts."""
+    columns = snapshot.columns
+    wanted = bool(params[:, _NOVELTY].any())
+    owner = history.query if wanted else history.query[:0]
+    artists = columns["artist_key"][history.row if wanted else history.row[:0]]
+    order = np.lexsort((artists, owner))
+    return Facts(
+        query=query,
+        params=params,
+        today=np.array([one.now // DAY_S for one in queries], np.int64),
+        artists_start=np.searchsorted(owner, np.arange(len(queries) + 1)),
+        artists=artists[order],
+        popularity=columns["popularity"],
+        released=columns["released"],
+        artist=columns["artist_key"],
+    )
 
 
-def _fresh(
-    released: NDArray[np.int32], today: NDArray[np.int64] | np.int64, half_life: NDArray[np.float64] | float
-) -> NDArray[np.float64]:
-    age = np.maximum(today - released.astype(np.int64), 0)
-    return np.where(released == UNKNOWN_DAY, 0.0, np.exp2(-age / half_life))
+@compiled
+def _score(
+    facts: Facts,
+    rows: NDArray[np.int64],
+    found: NDArray[np.float64],
+    fate: NDArray[np.uint8],
+    scores: NDArray[np.float64],
+) -> None:
+    for line in range(rows.shape[0]):
+        low, high = np.inf, -np.inf
+        for place in range(rows.shape[1]):
+            if fate[line, place] == Fate.KEPT and np.isfinite(found[line, place]):
+                low, high = min(low, found[line, place]), max(high, found[line, place])
+        if low > high:
+            continue
+        span = high - low if high > low else 1.0
+        params = facts.params[line]
+        popular, fresh, novel = params[_POPULARITY], params[_FRESHNESS], params[_NOVELTY]
+        half_life, today, played = params[_HALF_LIFE], facts.today[facts.query[line]], _played(facts, line)
+        for place in range(rows.shape[1]):
+            row, affinity = rows[line, place], found[line, place]
+            if fate[line, place] == Fate.PADDING or not np.isfinite(affinity):
+                continue
+            total = params[_AFFINITY] * (affinity - low) / span
+            if popular != 0:
+                total += popular * facts.popularity[row]
+            if fresh != 0:
+                total += fresh * freshness(facts.released[row], today, half_life)
+            if novel != 0:
+                total += novel * novelty(facts.artist[row], played)
+            scores[line, place] = total
+
+
+@compiled
+def _played(facts: Facts, line: int) -> NDArray[np.uint64]:
+    query = facts.query[line]
+    return facts.artists[facts.artists_start[query] : facts.artists_start[query + 1]]
+
+
+@compiled
+def freshness(released: int, today: int, half_life: float) -> float:
+    """1 on the day of release, halved every half-life; 0 where the day is unknown."""
+    return 0.0 if released == UNKNOWN_DAY else 2.0 ** (-max(today - released, 0) / half_life)
+
+
+@compiled
+def novelty(artist: int, played: NDArray[np.uint64]) -> float:
+    """1 where the listener plays nothing by the artist, or there is none; `played` are artists, ascending."""
+    place = np.searchsorted(played, artist)
+    return 0.0 if artist > 0 and place < len(played) and played[place] == artist else 1.0

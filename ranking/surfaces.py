@@ -1,4 +1,8 @@
-"""Surfaces are data: which shelves a page has, what fills them, how deep and how large. A new surface needs no code."""
+"""Surfaces are data: which shelves a page has, what fills them, how deep and how large. A new surface needs no code.
+
+A param takes its value from the last of these that sets it: the default, the preset, the preset's part for what fills
+the shelf, the surface, the shelf.
+"""
 
 import re
 import tomllib
@@ -9,13 +13,13 @@ from typing import Annotated, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic import model_validator as validator
 
 from features.errors import InvalidInput
 from features.keys import item_keys
 from features.markets import ISO_3166
-from ranking.params import Params, Value, resolve
+from ranking.params import PARAMS, Params, Value, resolve
 
 DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
 
@@ -35,15 +39,19 @@ class ShelfSpec:
     minimum: int = 4  # with fewer it is dropped
     depth: int = 256  # how many candidates it starts from
     skip_played: bool = False  # shows only what the listener has not played
+    pinned: bool = False  # stands on top, whatever the others are worth
     nth: int = 1  # which of the listener's genres, or of the items played most
     params: Params = field(default_factory=resolve)
+    origins: Mapping[str, str] = field(default_factory=dict)  # param -> what set it; absent: the default stands
+    reason: Mapping[str, str] = field(default_factory=dict)  # locale in lower case -> why, with "{0}" for its argument
     item_keys: Mapping[str, NDArray[np.uint64]]  # editorial: market ("" = any other) -> item keys, best first
 
-    def title(self, locale: str) -> str:
-        """The heading in a locale, else in the next wider one (zh-Hant-TW, zh-Hant, zh), else in English."""
-        words = locale.lower().split("-")
-        wider = ("-".join(words[:count]) for count in range(len(words), 0, -1))
-        return next((self.titles[tag] for tag in wider if tag in self.titles), self.titles["en"])
+
+def spoken(texts: Mapping[str, str], locale: str) -> str:
+    """The text in a locale, else in the next wider one (zh-Hant-TW, zh-Hant, zh), else in English, else none."""
+    words = locale.lower().split("-")
+    wider = ("-".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((texts[tag] for tag in wider if tag in texts), texts.get("en", ""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,26 +60,32 @@ class Surface:
 
     name: str
     shelves: tuple[ShelfSpec, ...]
-    dedupe: bool = True  # an item appears once on the page
+    dedupe: bool = True  # a recording appears once on the page
     params: Params = field(default_factory=resolve)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_surfaces(path: Path) -> Mapping[str, Surface]:
-    """Reads a surfaces file.
+def load_surfaces(path: Path, preset: str = "") -> Mapping[str, Surface]:
+    """Reads a surfaces file; a preset that is named here stands in place of the surfaces' own.
 
     Raises:
         InvalidInput: naming for each mistake the file and line, the field, and what is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        tables = _FILE.validate_python(tomllib.loads(text))
+        file = _File.model_validate(tomllib.loads(text))
     except OSError as error:
         raise InvalidInput((str(path), f"cannot be read: {error.strerror}")) from error
     except ValidationError as error:
         raise InvalidInput(*(_violation(path, text, one["loc"], one["msg"]) for one in error.errors())) from error
     except ValueError as error:  # no TOML, or no UTF-8
         raise InvalidInput((str(path), f"is not TOML: {error}")) from error
-    return {name: _surface(name, table) for name, table in tables.items()}
+    known = ", ".join(file.presets) or "none"
+    if preset and preset not in file.presets:
+        raise InvalidInput(("preset", f"{preset!r} is not in {path}; there are {known}"))
+    if odd := [name for name, table in file.surfaces.items() if table.preset not in {"", *file.presets}]:
+        raise InvalidInput(*(_violation(path, text, (name, "preset"), f"unknown; there are {known}") for name in odd))
+    return {name: _surface(name, table, preset or table.preset, file) for name, table in file.surfaces.items()}
 
 
 def _unrepeated(values: list[str]) -> list[str]:
@@ -91,7 +105,14 @@ def _preset(values: dict[str, Value]) -> dict[str, Value]:
     return values
 
 
+def _of_shelf(values: dict[str, Value]) -> dict[str, Value]:
+    if of_page := [param.name for param in PARAMS if param.of_page and param.name in values]:
+        raise ValueError(f"{of_page[0]} is of the whole page: set it on the surface")
+    return values
+
+
 _Preset = Annotated[dict[str, Value], AfterValidator(_preset)]
+_ShelfPreset = Annotated[_Preset, AfterValidator(_of_shelf)]
 _Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 _Heading = Annotated[str, StringConstraints(min_length=1)]
 _ItemId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -113,8 +134,9 @@ class _ShelfTable(_Table):
     minimum: int | None = Field(default=None, ge=1, le=200)
     depth: int = Field(default=256, ge=1, le=2000)
     skip_played: bool = False
+    pinned: bool = False
     nth: int = Field(default=1, ge=1, le=MOST_SUBJECTS)
-    params: _Preset = {}
+    params: _ShelfPreset = {}
     items: dict[_Market, _Row] | None = Field(default=None, min_length=1)
 
     @validator(mode="after")
@@ -135,6 +157,7 @@ class _ShelfTable(_Table):
 
 class _SurfaceTable(_Table):
     dedupe: bool = True
+    preset: str = ""
     params: _Preset = {}
     shelves: list[_ShelfTable] = Field(min_length=1)
 
@@ -146,27 +169,70 @@ class _SurfaceTable(_Table):
         return self
 
 
-_FILE: Final = TypeAdapter(Annotated[dict[_Name, _SurfaceTable], Field(min_length=1)])
+class _PresetTable(_Table):
+    params: _Preset = {}
+    sources: dict[Source, _ShelfPreset] = {}
 
 
-def _surface(name: str, table: _SurfaceTable) -> Surface:
-    shelves = tuple(_shelf(shelf, table.params) for shelf in table.shelves)
-    return Surface(name=name, shelves=shelves, dedupe=table.dedupe, params=resolve(table.params))
+class _File(BaseModel):
+    """A whole file: two tables of its own, and every other one a surface."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[_Name, _SurfaceTable] = Field(init=False)
+    presets: dict[_Name, _PresetTable] = {}
+    reasons: dict[Source, dict[str, _Heading]] = {}
+
+    @property
+    def surfaces(self) -> Mapping[str, _SurfaceTable]:
+        """The surfaces by name."""
+        return self.__pydantic_extra__
+
+    @validator(mode="after")
+    def _has_a_surface(self) -> Self:
+        if not self.surfaces:
+            raise ValueError("at least one surface must be there")
+        return self
 
 
-def _shelf(table: _ShelfTable, preset: Mapping[str, Value]) -> ShelfSpec:
+def _surface(name: str, table: _SurfaceTable, preset: str, file: _File) -> Surface:
+    chosen = file.presets.get(preset, _PresetTable())
+    layers = ((f"preset {preset}", chosen.params), ("surface", table.params))
+    shelves = tuple(_shelf(shelf, layers, chosen, file.reasons) for shelf in table.shelves)
+    params = resolve(*(values for _, values in layers))
+    return Surface(name=name, shelves=shelves, dedupe=table.dedupe, params=params, origins=_origins(*layers))
+
+
+def _shelf(
+    table: _ShelfTable,
+    page: tuple[tuple[str, Mapping[str, Value]], tuple[str, Mapping[str, Value]]],
+    preset: _PresetTable,
+    reasons: Mapping[Source, Mapping[str, str]],
+) -> ShelfSpec:
+    general, surface = page
+    layers = (general, (general[0], preset.sources.get(table.source, {})), surface, ("shelf", table.params))
     return ShelfSpec(
         id=table.id,
         source=table.source,
-        titles={locale.lower(): title for locale, title in table.titles.items()},
+        titles=_by_locale(table.titles),
         size=table.size,
         minimum=table.least,
         depth=table.depth,
         skip_played=table.skip_played,
+        pinned=table.pinned,
         nth=table.nth,
-        params=resolve(preset, table.params),
+        params=resolve(*(values for _, values in layers)),
+        origins=_origins(*layers),
+        reason=_by_locale(reasons.get(table.source, {})),
         item_keys={market: item_keys(ids) for market, ids in (table.items or {}).items()},
     )
+
+
+def _origins(*layers: tuple[str, Mapping[str, Value]]) -> dict[str, str]:
+    return {name: origin for origin, values in layers for name in values}
+
+
+def _by_locale(texts: Mapping[str, str]) -> dict[str, str]:
+    return {locale.lower(): text for locale, text in texts.items()}
 
 
 def _violation(path: Path, text: str, place: Sequence[str | int], what: str) -> tuple[str, str]:
@@ -179,8 +245,10 @@ def _line_of(text: str, place: Sequence[str | int]) -> int:
     """The line of a field in its own table, else of the table's header, else the first."""
     lines, names = text.splitlines(), [re.escape(str(step)) for step in place]
     shelf = next((step for step in place if isinstance(step, int)), None)
-    header = re.compile(rf"\s*\[+\s*{names[0] if names else ''}{'' if shelf is None else '.shelves'}\s*\]")
-    heads = [number for number, line in enumerate(lines, 1) if header.match(line)]
+    rest = "" if shelf is None else ".shelves"
+    headers = (re.compile(rf"\s*\[+\s*{'.'.join(names[:depth])}{rest}\s*\]") for depth in (2, 1))
+    found = ([number for number, line in enumerate(lines, 1) if header.match(line)] for header in headers)
+    heads = next(filter(None, found), [])
     if not heads:
         return next((number for number, line in enumerate(lines, 1) if names and re.match(rf"\s*{names[0]}", line)), 1)
     head = heads[min(shelf or 0, len(heads) - 1)]

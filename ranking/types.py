@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,12 @@ class Fate(IntEnum):
     PLAYED = 8  # played already, on a shelf that shows only what was not
     OFF_GENRE = 9  # found for a genre's shelf, but not of the genre
     CAPPED = 10  # its artist or album has its share of the line already
-    DUPLICATE = 11  # stands on a shelf further up
+    DUPLICATE = 11  # it, or another release of its recording, stands on another shelf
     THIN = 12  # its shelf had too few items left to be shown
     PICKED = 13  # chosen for its line, not yet laid out; none is left when the page is
+    SAME_RECORDING = 14  # another release of its recording is the better one of the line
+    PAGE_CAPPED = 15  # its artist has its share of the page already
+    LATER = 16  # stands on a shelf of a later page
 
 
 class Degraded(StrEnum):
@@ -60,11 +63,12 @@ class HomeQuery:
     allow_explicit: bool | None = None  # None: as the listener's record says
     excluded: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys
     hidden: NDArray[np.uint64] | None = None  # item keys as the client knows them; None: not said
-    shelves: int = 0  # how many to answer; 0: all
+    shelves: int = 0  # how many to answer from the top; 0: all
     seed: int = 0  # of (user, session, surface): what makes a discover shelf differ between sessions
     given: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys of the caller's own candidates
     near: int = 0  # item key that given candidates are ranked by nearness to; 0: by the listener's taste
     traced: bool = False  # whether the page tells what became of every candidate
+    about: int = 0  # item key that a traced page tells more of; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +76,17 @@ class Lines:
     """The batch's queries to be filled: one line for each shelf of each request, `[line]` unless said otherwise."""
 
     query: NDArray[np.int64]  # which request of the batch
-    slot: NDArray[np.int64]  # where on the page, from the top
+    first: NDArray[np.int64]  # [query + 1]; query q owns lines first[q]:first[q + 1]
+    slot: NDArray[np.int64]  # which shelf of its surface
+    pinned: NDArray[np.bool_]  # stands on top, in the surface's order
     depth: NDArray[np.int64]  # how many candidates it may have
     size: NDArray[np.int64]  # how many items it shows
     minimum: NDArray[np.int64]  # with fewer it is dropped
     skip_played: NDArray[np.bool_]
-    dedupe: NDArray[np.bool_]
     source: NDArray[np.str_]
     subject: NDArray[np.int64]  # the row that neighbours are of, or the genre; -1: none
     params: Params  # [line, param]
+    page_params: Params  # [query, param]
     specs: tuple[ShelfSpec, ...]
     market: tuple[str, ...]  # [query], resolved
     allow_explicit: NDArray[np.bool_]  # [query], resolved
@@ -91,9 +97,14 @@ class Lines:
 
     def take(self, chosen: NDArray[np.int64]) -> "Lines":
         """Some of the lines, of the same queries."""
-        columns = ("query", "slot", "depth", "size", "minimum", "skip_played", "dedupe", "source", "subject", "params")
+        columns = ("query", "slot", "pinned", "depth", "size", "minimum", "skip_played", "source", "subject", "params")
         picked = {name: getattr(self, name)[chosen] for name in columns}
-        return replace(self, **picked, specs=tuple(self.specs[line] for line in chosen.tolist()))
+        first = np.searchsorted(picked["query"], np.arange(len(self.first)))
+        return replace(self, **picked, first=first, specs=tuple(self.specs[line] for line in chosen.tolist()))
+
+
+def _no_picks() -> NDArray[np.int64]:
+    return np.empty((0, 0), np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +114,7 @@ class Candidates:
     rows: NDArray[np.int64]
     scores: NDArray[np.float64]  # what retrieval found, then what orders the line
     fate: NDArray[np.uint8]
+    picks: NDArray[np.int64] = field(default_factory=_no_picks)  # [line, pick], places in the order of choice; -1: none
 
     def take(self, chosen: NDArray[np.int64]) -> "Candidates":
         """The candidates of some lines."""
@@ -137,7 +149,20 @@ class TracedLine:
     subject: int
     rows: NDArray[np.int64]
     scores: NDArray[np.float64]
+    terms: Mapping[str, NDArray[np.float64]]  # what each score is made of
     fate: NDArray[np.uint8]
+    missed_by: float  # how much more affinity the item asked about had needed to be found; nan: not asked, or no search
+
+
+class Pages(NamedTuple):
+    """How the lines of a batch stand on their pages."""
+
+    order: NDArray[np.int64]  # [query, shelf], lines from the top; -1: no more
+    shown: NDArray[np.int64]  # [line], how many items
+    rows: NDArray[np.int64]  # [line, item]
+    scores: NDArray[np.float64]  # [line, item]
+    fate: NDArray[np.uint8]  # [line, candidate]
+    fates: NDArray[np.int64]  # [query, fate], how many candidates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

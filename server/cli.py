@@ -56,6 +56,7 @@ def serve(
     metrics_port: Annotated[int | None, typer.Option(help=setting("metrics_port"))] = None,
     workers: Annotated[int | None, typer.Option(help=setting("workers"))] = None,
     surfaces: Annotated[Path | None, typer.Option(help=setting("surfaces"))] = None,
+    preset: Annotated[str | None, typer.Option(help=setting("preset"))] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=setting("tls_cert"))] = None,
     tls_key: Annotated[Path | None, typer.Option(help=setting("tls_key"))] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help=setting("tls_client_ca"))] = None,
@@ -84,6 +85,7 @@ def serve(
         metrics_port=metrics_port,
         workers=workers,
         surfaces=surfaces,
+        preset=preset,
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
@@ -92,7 +94,7 @@ def serve(
         redis=redis,
         prefix=prefix,
     )
-    found = load_surfaces(settings.surfaces or DEFAULT_SURFACES)
+    found = load_surfaces(settings.surfaces or DEFAULT_SURFACES, settings.preset)
     _warn(settings)
     if check:
         from server.cli_check import check as well

@@ -11,6 +11,7 @@ from typing import Final
 
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
+from ranking.surfaces import spoken
 from ranking.types import WORLDWIDE, Home, Shelf
 
 _SHELVES_TAG: Final = bytes([home_pb2.GetHomeResponse.SHELVES_FIELD_NUMBER << 3 | 2])
@@ -113,8 +114,10 @@ def _reason_args(shelf: Shelf, snapshot: Snapshot, market: str) -> list[str]:
 def _head(shelf: Shelf, args: list[str], locale: str) -> bytes:
     """A shelf without its items; "{0}" in a heading stands for the reason's argument."""
     spec = shelf.spec
-    title = spec.title(locale).replace("{0}", args[0] if args else "")
-    reason = home_pb2.Reason(code=_REASONS[spec.source], args=args)
+    filled = args[0] if args else ""
+    title = spoken(spec.titles, locale).replace("{0}", filled)
+    text = spoken(spec.reason, locale).replace("{0}", filled)
+    reason = home_pb2.Reason(code=_REASONS[spec.source], args=args, text=text)
     return home_pb2.Shelf(id=spec.id, kind=spec.source, title=title, reason=reason).SerializeToString()
 
 

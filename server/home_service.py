@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from features.errors import Unavailable
+from features.keys import hash64
 from features.listener_store import ListenerStore
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
@@ -63,15 +64,15 @@ class HomeService:
         """How a page came to be; with params set, beside the page that they would make."""
         asked, locale = request.request, request.request.context.locale
         query = to_query(asked, self.surfaces, call.principal, now=int(self.now()))
-        query = replace(query, traced=True)
+        query = replace(query, traced=True, about=hash64(request.item_id) if request.item_id else 0)
         other = explain.what_if(query, request.set_params) if request.set_params else None
         served = await self._submit(query, call)
         home, snapshot = served.home, served.snapshot
         response = home_pb2.ExplainHomeResponse(
             stages=explain.stages(home, served.trace),
             params=explain.params(query.surface),
-            scores=explain.scores(home, snapshot, query),
-            fates=explain.fates(home, snapshot, request.item_id) if request.item_id else (),
+            scores=explain.scores(home, snapshot),
+            fates=explain.fates(home, snapshot, query.surface, request.item_id) if request.item_id else (),
         )
         response.response.MergeFromString(encode_home(home, snapshot, locale=locale, request_id=call.request_id))
         if other is not None:

@@ -91,10 +91,10 @@ def to_rank_query(
     if wrong or surface is None:
         raise InvalidInput(*wrong)
     count = len(request.item_ids)
-    params = surface.params
-    if not request.page_size:  # all that pass the filters: no cap drops any
-        params = params.copy()
-        params[[INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap")]] = 0
+    params = surface.params.copy()
+    params[INDEX["page_artist_cap"]] = 0
+    if not request.page_size:  # all that pass the filters, by score: no cap drops any, and there is nothing to choose
+        params[[INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap", "diversity")]] = 0
     size = request.page_size or count
     spec = ShelfSpec(
         id="given",
@@ -106,7 +106,7 @@ def to_rank_query(
         params=params,
         item_keys={},
     )
-    page = _query(request, replace(surface, shelves=(spec,)), now=now, shelves=0)
+    page = _query(request, replace(surface, shelves=(spec,), params=params), now=now, shelves=0)
     near = hash64(request.query_item_id) if request.query_item_id else 0
     return replace(page, given=item_keys(request.item_ids), near=near, traced=True)
 

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     metrics_port: int = Field(default=9464, ge=0, le=65535, description="Prometheus port")
     workers: int = Field(default=1, ge=1, le=256, description="processes that serve")
     surfaces: Path | None = Field(default=None, description="surfaces file; none: the one that ships")
+    preset: str = Field(
+        default="", description="preset in place of every surface's own: plain or full, as the file says"
+    )
     batch_cap: int = Field(default=16, ge=1, le=64, description="most requests in one batch")
     redis_timeout_ms: float = Field(default=20.0, gt=0, description="wait for one read of listeners")
     default_deadline_ms: float = Field(default=1000.0, gt=0, description="deadline of calls that bring none")

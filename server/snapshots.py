@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -43,8 +44,17 @@ class Refusal:
 class Snapshots:
     """Holds the current snapshot and follows the pointer. A refusal keeps the old one, and is counted."""
 
-    def __init__(self, state: State, store: ListenerStore, metrics: Metrics, *, max_age_s: float) -> None:
-        """Holds nothing yet; `refresh` loads."""
+    def __init__(
+        self,
+        state: State,
+        store: ListenerStore,
+        metrics: Metrics,
+        *,
+        max_age_s: float,
+        rehearse: Callable[[Snapshot], None],
+    ) -> None:
+        """Holds nothing yet; `refresh` loads, and rehearses before a snapshot serves."""
+        self._rehearse = rehearse
         self._state = state
         self._store = store
         self._metrics = metrics
@@ -73,7 +83,7 @@ class Snapshots:
             return
         files = _files(folder)
         try:
-            snapshot = await asyncio.to_thread(load_warm, folder, pointer.digest)
+            snapshot = await asyncio.to_thread(self._load, folder, pointer.digest)
         except Exception as error:  # noqa: BLE001  # whatever it is: closed to the new
             self._refuse(pointer, files, error)
             if self.current is None:
@@ -122,13 +132,18 @@ class Snapshots:
             self._metrics.refused()
             _log.error("snapshot %s refused, the old one stays: %s", pointer.digest[:12], text)
 
+    def _load(self, folder: Path, digest: str) -> Snapshot:
+        snapshot = load_warm(folder, digest)
+        self._rehearse(snapshot)
+        return snapshot
+
     async def _fall_back(self, refused: Pointer) -> None:
         """At a start whose newest snapshot is refused, serves the last good one."""
         last = self._last_good()
         if last is None or last.digest == refused.digest:
             return
         try:
-            snapshot = await asyncio.to_thread(load_warm, self._state.snapshots / last.digest, last.digest)
+            snapshot = await asyncio.to_thread(self._load, self._state.snapshots / last.digest, last.digest)
         except Exception:  # noqa: BLE001  # as above
             _log.exception("the last good snapshot cannot be loaded either")
             return

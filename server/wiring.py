@@ -26,6 +26,7 @@ from server.home_service import HomeBatches, HomeService, Served
 from server.identity import Identities, Role, load_identities
 from server.logs import RequestLog
 from server.metrics import Metrics
+from server.rehearsal import rehearse
 from server.settings import Settings
 from server.snapshots import Snapshots
 from server.transport import Table, Transport, bind
@@ -39,11 +40,18 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
     """A worker's data plane, not started; `shared_port` where other processes listen on the same port."""
     state, keys = State(settings.state), Keys(prefix=settings.prefix)
     store = ListenerStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
-    snapshots = Snapshots(state, store, metrics, max_age_s=settings.snapshot_max_age_h * 3600)
+    surfaces = load_surfaces(settings.surfaces or DEFAULT_SURFACES, settings.preset)
+    snapshots = Snapshots(
+        state,
+        store,
+        metrics,
+        max_age_s=settings.snapshot_max_age_h * 3600,
+        rehearse=lambda snapshot: rehearse(snapshot, surfaces.values()),
+    )
     batches = HomeBatches(store=store, snapshots=snapshots, metrics=metrics)
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
     home = HomeService(
-        surfaces=load_surfaces(settings.surfaces or DEFAULT_SURFACES),
+        surfaces=surfaces,
         batcher=batcher,
         log=RequestLog(settings.log_sample),
         now=time.time,

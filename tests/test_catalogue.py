@@ -13,7 +13,7 @@ from features.keys import item_keys
 from features.offline import catalogue
 from features.offline.build import BuildSettings, build
 from features.offline.cards import KINDS, encode_cards, item_id_of
-from features.snapshot import Snapshot
+from features.snapshot import Limit, Snapshot
 from protos.home.v1.home_pb2 import Item, ItemKind
 from tests.conftest import quiet
 from tests.tables import write_tables
@@ -64,7 +64,7 @@ def test_columns_are_what_the_table_says(world: Path, snapshot: Snapshot) -> Non
         for row in columns["market_bits"]
     ]
     assert bits == [sorted(names) for names in items["markets"].fill_null([])]
-    assert columns["explicit"].tolist() == items["explicit"].fill_null(value=False).to_list()
+    assert ((columns["limits"] & Limit.EXPLICIT) > 0).tolist() == items["explicit"].fill_null(value=False).to_list()
     artists = [
         int(item_keys([artist])[0]) if artist else key if kind == "artist" else 0
         for artist, kind, key in items.select("artist_id", "kind", "key").iter_rows()

@@ -60,7 +60,8 @@ def test_get_shows_a_page_and_prints_json(typed: Path, endpoints: Endpoints) -> 
     page = ok("get", "u0000001", "--state", f"{typed}/state", "--timeout", "20")
     told = json.loads(ok("get", "u0000001", "--state", f"{typed}/state", "--timeout", "20", "--json"))
     shelves = [shelf["id"] for shelf in told["shelves"]]
-    assert (shelves[0], shelves[-1]) == ("jump-back-in", "popular-near-you")
+    assert shelves[0] == "jump-back-in"
+    assert "popular-near-you" in shelves
     assert 4 <= len(told["shelves"][0]["items"]) <= 12
     for shelf in told["shelves"]:
         assert shelf["title"] in page
@@ -77,8 +78,8 @@ def test_explain_tells_the_page_the_item_and_the_what_if(typed: Path, endpoints:
     assert endpoints.target
     page = ok(*words)
     assert all(word in page for word in ("retrieve", "off_genre", "discovery_noise", "affinity", "picked-for-you"))
-    shown = json.loads(ok(*words, "--json"))["response"]["shelves"][-1]["items"][0]["item_id"]
-    assert "popular-near-you: it is shown" in ok(*words, shown)
+    shelf = json.loads(ok(*words, "--json"))["response"]["shelves"][-1]
+    assert f"{shelf['id']}: it is shown" in ok(*words, shelf["items"][0]["item_id"])
     other = ok(*words, "--set", "popularity_weight=-2")
     assert "what if" in other
     assert "  + " in other

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from features.offline.cards import KINDS, encode_cards
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import ShelfSpec, Source
+from ranking.surfaces import ShelfSpec, Source, spoken
 from ranking.types import Degraded, Home, Shelf
 from server.codec import encode_home
 from tests.conftest import Served, Store, serving
@@ -148,7 +148,7 @@ def test_static_fields_have_lower_numbers_than_dynamic_ones() -> None:
 )
 def test_a_heading_falls_back_to_its_language_then_to_english(locale: str, title: str) -> None:
     """The locale's own, else its language's, else English."""
-    assert spec("taste").title(locale) == title
+    assert spoken(spec("taste").titles, locale) == title
 
 
 async def test_headings_come_in_the_requests_locale(standing: Served) -> None:

@@ -1,7 +1,7 @@
 """Diversification: each method against a plain greedy one, caps and spacing, neutral strengths, lines alone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
@@ -9,40 +9,70 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ranking.diversify import Caps, Genres, Picks, by_score, calibrated, dpp, mmr
+from ranking.diversify import Genres, Pool, by_score, calibrated, dpp, mmr
 
 Rng = np.random.Generator
+Picks = NDArray[np.int64]  # [line, pick]; -1: the line has no more
 Strength = NDArray[np.float64]
 Values = Callable[[Sequence[int], Sequence[int]], Sequence[float]]  # (picked, open) -> value of each open candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """What each line may hold of one artist and one album."""
+
+    artist: NDArray[np.uint64]  # [line, candidate]
+    album: NDArray[np.uint64]  # [line, candidate]
+    artist_cap: NDArray[np.int64]  # [line]
+    album_cap: NDArray[np.int64]  # [line]
+    gap: NDArray[np.int64]  # [line]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """The candidates' genres, and the mix that each line should come near."""
+
+    index: NDArray[np.int16]  # [line, candidate, 8]
+    weight: NDArray[np.float64]  # [line, candidate, 8]
+    target: NDArray[np.float32]  # [line, genre]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What the methods are given, for several lines."""
+    """What the methods choose from, for several lines."""
 
     relevance: NDArray[np.float32]
     unit: NDArray[np.float32]
     usable: NDArray[np.bool_]
-    genres: Genres
+    genres: Mix
     caps: Caps
 
     def __len__(self) -> int:
         """How many lines."""
         return len(self.relevance)
 
-    def alone(self, line: int, width: int) -> "World":
-        """One line, cut to its first candidates."""
-        one = slice(line, line + 1)
-        cut = (one, slice(width))
-        names = (field.name for field in fields(Caps))
-        parts = {name: getattr(self.caps, name) for name in names}
-        return World(
-            relevance=self.relevance[cut],
-            unit=self.unit[cut],
-            usable=self.usable[cut],
-            genres=Genres(index=self.genres.index[cut], weight=self.genres.weight[cut], target=self.genres.target[one]),
-            caps=Caps(**{name: part[cut if part.ndim == 2 else one] for name, part in parts.items()}),
-        )
+    def usable_at(self, line: int) -> NDArray[np.int64]:
+        """The candidates of a line that may be chosen."""
+        return np.flatnonzero(self.usable[line] & np.isfinite(self.relevance[line]))
+
+    def pool(self, line: int, caps: Caps | None) -> Pool:
+        """A line's usable candidates."""
+        at = self.usable_at(line)
+        relevance = self.relevance[line, at].astype(np.float64)
+        if caps is None:
+            nobody = np.zeros(len(at), np.uint64)
+            return Pool(relevance, nobody, nobody, 0, 0, 0)
+        most = (int(part[line]) for part in (caps.artist_cap, caps.album_cap, caps.gap))
+        return Pool(relevance, caps.artist[line, at], caps.album[line, at], *most)
+
+    def units(self, line: int) -> NDArray[np.float32]:
+        """The vectors of a line's usable candidates, candidates last."""
+        return np.ascontiguousarray(self.unit[line, self.usable_at(line)].T)
+
+    def mix(self, line: int) -> Genres:
+        """The genres of a line's usable candidates."""
+        at = self.usable_at(line)
+        return Genres(self.genres.index[line, at], self.genres.weight[line, at], self.genres.target[line])
 
 
 def draw(
@@ -63,7 +93,7 @@ def draw(
         relevance=relevance.astype(np.float32),
         unit=unit.astype(np.float32),
         usable=rng.random((lines, width)) < 0.8,
-        genres=Genres(index=index.astype(np.int16), weight=weight.astype(np.float32), target=target.astype(np.float32)),
+        genres=Mix(index=index.astype(np.int16), weight=weight, target=target.astype(np.float32)),
         caps=Caps(
             artist=rng.integers(0, 6, (lines, width)).astype(np.uint64) << np.uint64(61),
             album=rng.integers(0, 12, (lines, width)).astype(np.uint64),
@@ -83,13 +113,33 @@ class Method:
     strengths: tuple[float, ...]
 
 
+def each_line(choose: Callable[[World, int, float, Pool, NDArray[np.int64]], None]) -> Callable[..., Picks]:
+    """A choice for every line of a world, as places among all its candidates."""
+
+    def chosen(world: World, strength: Strength, picks: int, caps: Caps | None) -> Picks:
+        found = np.full((len(world), picks), -1, np.int64)
+        for line in range(len(world)):
+            own = np.full(picks, -1, np.int64)
+            choose(world, line, float(strength[line]), world.pool(line, caps), own)
+            found[line, own >= 0] = world.usable_at(line)[own[own >= 0]]
+        return found
+
+    return chosen
+
+
 METHODS: Final[Mapping[str, Method]] = {
-    "by_score": Method(lambda w, _, picks, caps: by_score(w.relevance, w.usable, picks, caps), 0, (0,)),
-    "mmr": Method(lambda w, s, picks, caps: mmr(w.relevance, w.unit, w.usable, s, picks, caps), 1, (0, 0.3, 0.8, 1)),
-    "dpp": Method(
-        lambda w, s, p, caps: dpp(w.relevance, w.unit, w.usable, s, p, caps), np.inf, (0.5, 2, 16, 60, np.inf)
+    "by_score": Method(each_line(lambda _w, _l, _s, pool, picks: by_score(pool, picks)), 0, (0,)),
+    "mmr": Method(
+        each_line(lambda w, n, s, pool, picks: mmr(pool, w.units(n), s, len(picks), picks)), 1, (0, 0.3, 0.8, 1)
     ),
-    "calibrated": Method(lambda w, s, p, c: calibrated(w.relevance, w.genres, w.usable, s, p, c), 0, (0, 0.3, 0.9, 1)),
+    "dpp": Method(
+        each_line(lambda w, n, s, pool, picks: dpp(pool, w.units(n), s, len(picks), picks)),
+        np.inf,
+        (0.5, 2, 16, 60, np.inf),
+    ),
+    "calibrated": Method(
+        each_line(lambda w, n, s, pool, picks: calibrated(pool, w.mix(n), s, len(picks), picks)), 0, (0, 0.3, 0.9, 1)
+    ),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -215,23 +265,6 @@ def test_the_neutral_strength_is_the_order_of_scores(method: Method) -> None:
 
 
 @every_method
-def test_a_line_is_chosen_alike_alone_and_in_a_batch(method: Method) -> None:
-    """Lines cut to their own width give the same picks as in a wide batch, where every tie shows a changed last bit."""
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        world = draw(rng, lines=6, width=95, dimension=64, kinds=12, tied=seed % 3 > 0)
-        width = rng.integers(1, 96, len(world))
-        world.usable[np.arange(95) >= width[:, None]] = False
-        strength = rng.choice(method.strengths, len(world)).astype(float)
-        caps = seed % 2 == 1
-        batch = method.choose(world, strength, 12, world.caps if caps else None)
-        for line in range(len(world)):
-            alone = world.alone(line, int(width[line]))
-            one = method.choose(alone, strength[line : line + 1], 12, alone.caps if caps else None)
-            assert np.array_equal(one[0], batch[line]), f"seed {seed}, line {line}, width {width[line]}"
-
-
-@every_method
 def test_caps_and_spacing_hold_and_a_line_ends_rather_than_break_them(method: Method) -> None:
     """On 60 random worlds no pick breaks a cap, is unusable or repeated, and a line ends only when nothing is left."""
     for seed in range(60):
@@ -267,14 +300,10 @@ def test_one_artist_fills_no_more_than_its_cap(method: Method, cap: int, gap: in
 
 @every_method
 def test_nothing_to_choose_from_is_nothing_chosen(method: Method) -> None:
-    """No line, no candidate, none usable and no finite score all give empty lines."""
+    """A line without a usable candidate stays empty."""
     world = draw(np.random.default_rng(3), lines=2)
-    strength = np.full(2, method.strengths[-1], float)
-    world.usable[0] = False
-    world.relevance[1] = np.nan
-    assert (method.choose(world, strength, 4, world.caps) == -1).all()
-    assert (method.choose(world.alone(0, 0), strength[:1], 4, None) == -1).all()
-    assert method.choose(world.alone(2, 0), strength[:0], 4, None).shape == (0, 4)
+    world.usable[:] = False
+    assert (method.choose(world, np.full(2, method.strengths[-1], float), 4, world.caps) == -1).all()
 
 
 @every_method
@@ -290,7 +319,7 @@ def test_dpp_comes_near_the_best_determinant() -> None:
     """On 60 lines of 14 the greedy determinant is 0.99 of the best of all choices of 4 on average, 0.9 at least."""
     world = draw(np.random.default_rng(5), lines=60)
     world.usable[:] = True
-    chosen = dpp(world.relevance, world.unit, world.usable, np.full(60, 16.0), 4)
+    chosen = METHODS["dpp"].choose(world, np.full(60, 16.0), 4, None)
     ratios = []
     for line, picks in enumerate(chosen):
         similar = kernel(world, line, 16)
@@ -303,24 +332,26 @@ def test_dpp_comes_near_the_best_determinant() -> None:
 def test_dpp_of_no_relevance_begins_with_the_best_score() -> None:
     """At theta 0 all first picks are worth the same, so the best by score is first, whatever the norms' last bits."""
     world = draw(np.random.default_rng(13), width=40, dimension=64)
-    chosen = dpp(world.relevance, world.unit, world.usable, np.zeros(len(world)), 5)
+    chosen = METHODS["dpp"].choose(world, np.zeros(len(world)), 5, None)
     assert np.array_equal(chosen[:, 0], world.usable.argmax(axis=1))
 
 
 def test_dpp_fills_up_by_relevance_where_nothing_weighs() -> None:
     """What adds less than 1e-10 of the best comes by score, even if something else is more different."""
-    relevance = np.array([[1, 0.5, 0.499]], np.float32)
-    unit = np.array([[[1, 0], [0.8, 0.6], [0, 1]]], np.float32)
-    usable, theta = np.ones((1, 3), np.bool_), np.array([[60.0], [16.0]])
-    assert dpp(relevance, unit, usable, theta[0], 3).tolist() == [[0, 1, 2]]
-    assert dpp(relevance, unit, usable, theta[1], 3).tolist() == [[0, 2, 1]]
+    nobody = np.zeros(3, np.uint64)
+    pool = Pool(np.array([1, 0.5, 0.499]), nobody, nobody, 0, 0, 0)
+    unit = np.ascontiguousarray(np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32).T)
+    for theta, wanted in ((60.0, [0, 1, 2]), (16.0, [0, 2, 1])):
+        picks = np.full(3, -1, np.int64)
+        dpp(pool, unit, theta, 3, picks)
+        assert picks.tolist() == wanted
 
 
 def test_dpp_counts_a_duplicate_as_nothing_new() -> None:
     """Of 40 candidates with 10 distinct vectors the first 10 picks differ, and the rest come by score."""
     world = draw(np.random.default_rng(9), lines=20, width=40, dimension=64, tied=True)
     world.usable[:] = True
-    chosen = dpp(world.relevance, world.unit, world.usable, np.full(20, 4.0), 20)
+    chosen = METHODS["dpp"].choose(world, np.full(20, 4.0), 20, None)
     assert all(len(set(picks)) == 10 for picks in (chosen[:, :10] % 10).tolist())
     for line, picks in enumerate(chosen.tolist()):
         assert (

@@ -3,23 +3,17 @@
 import pytest
 
 from protos.home.v1 import home_pb2
+from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from tests.conftest import Served, Store
 
 
 async def test_a_listener_gets_every_shelf(served: Served) -> None:
-    """A listener with a record gets the nine shelves of `home`, from the served snapshot."""
+    """A listener with a record gets the shelves of `home` that a small world can fill, the pinned one first."""
     page = await served.get_home("u0000001")
-    assert [shelf.id for shelf in page.shelves] == [
-        "jump-back-in",
-        "picked-for-you",
-        "because-you-play",
-        "because-you-play-too",
-        "genre-mix",
-        "genre-mix-too",
-        "discover",
-        "new-releases",
-        "popular-near-you",
-    ]
+    shelves = [shelf.id for shelf in page.shelves]
+    assert shelves[0] == "jump-back-in"
+    assert set(shelves) <= {shelf.id for shelf in load_surfaces(DEFAULT_SURFACES)["home"].shelves}
+    assert len(shelves) >= 8
     assert all(4 <= len(shelf.items) <= 12 for shelf in page.shelves)
     assert not page.degraded
     assert not page.cold_start
@@ -31,7 +25,7 @@ async def test_a_stranger_gets_popular_rows(served: Served) -> None:
     page = await served.get_home("nobody")
     assert page.cold_start
     assert not page.degraded
-    assert [shelf.id for shelf in page.shelves] == ["new-releases", "popular-near-you"]
+    assert [shelf.id for shelf in page.shelves] == ["popular-near-you", "new-releases"]
 
 
 async def test_a_broken_record_degrades_its_listener_alone(served: Served, published: Store) -> None:
@@ -55,7 +49,7 @@ async def test_a_page_comes_while_redis_is_away(served: Served, published: Store
     shelves = [shelf.id for shelf in page.shelves]
     if hidden:
         assert page.degraded_reasons == [home_pb2.DEGRADED_REASON_STORE_DOWN]
-        assert (shelves, page.coverage) == (["new-releases", "popular-near-you"], 22)
+        assert (shelves, page.coverage) == (["popular-near-you", "new-releases"], 22)
     else:
         down, blind = home_pb2.DEGRADED_REASON_STORE_DOWN, home_pb2.DEGRADED_REASON_BLOCKLIST_UNKNOWN
         assert page.degraded_reasons == [down, blind]

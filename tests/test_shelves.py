@@ -14,12 +14,12 @@ from ranking.params import INDEX, PARAMS, Param, Value, resolve
 from ranking.retrieve import _normal
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import Degraded, Fate, Home, HomeQuery
-from tests.test_home import NOW, read, serve, spec
+from tests.test_home import FREE, NOW, read, serve, spec
 
 
 def page(snapshot: Snapshot, frame: bytes | None, *shelves: ShelfSpec, **fields: object) -> Home:
     """One listener's page of some shelves, each as if it stood alparam."""
-    surface = Surface(name="drawn", shelves=shelves, dedupe=False)
+    surface = Surface(name="drawn", shelves=shelves, dedupe=False, params=FREE)
     query = HomeQuery(user_id="u", surface=surface, now=NOW, allow_explicit=True, **fields)  # type: ignore[arg-type]
     return serve(snapshot, (query,), [frame])[0]
 
@@ -121,7 +121,7 @@ def test_a_score_is_the_sum_of_its_terms(snapshot: Snapshot, records: dict[str, 
 
 def test_without_a_hidden_list_only_lists_for_all_are_shown(snapshot: Snapshot) -> None:
     """When nobody can say what the listener hid: popular and editorial rows only; the client's own list opens more."""
-    surface = Surface(name="two", shelves=(spec("newest", "newest"), spec("popular", "popular")))
+    surface = Surface(name="two", params=FREE, shelves=(spec("newest", "newest"), spec("popular", "popular")))
     query = HomeQuery(user_id="u", surface=surface, now=NOW)
     informed = replace(query, hidden=snapshot.columns["item_key"][:1])
     down = read(snapshot, [None, None], Known.DOWN)

@@ -93,7 +93,7 @@ def test_cards_and_index_that_do_not_fit_are_refused(spoil: Callable[[Path], Non
         load(copy)
 
 
-@pytest.mark.parametrize("changed", [{"dimension": 17}, {"items": 1999}, {"genres": ["rock"]}, {"format": 2}])
+@pytest.mark.parametrize("changed", [{"dimension": 17}, {"items": 1999}, {"genres": ["rock"]}, {"format": 1}])
 def test_a_manifest_that_says_otherwise_is_refused(changed: dict[str, Any], copy: Path) -> None:
     """Dimension, count, genres and format are compared with the files."""
     reseal(copy, **changed)

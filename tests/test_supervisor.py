@@ -133,7 +133,7 @@ def test_a_crash_loop_backs_off(state: State, tmp_path: Path) -> None:
     surfaces.write_text(good)
     with server(state, surfaces=str(surfaces)) as endpoints:
         surfaces.write_text("[nonsense")
-        os.kill(workers(state).pop(), signal.SIGKILL)
+        os.kill(eventually(lambda: workers(state)).pop(), signal.SIGKILL)
         deaths = eventually(lambda: len(found := logged(state, "mantel.supervisor")) >= 4 and found)
         waits = [float(death.split()[-2]) for death in deaths]
         assert all(later > earlier for earlier, later in pairwise(waits)), deaths

@@ -12,7 +12,7 @@ from features.keys import item_keys
 from features.offline.cards import item_id_of
 from features.snapshot import FOREVER, Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import DEFAULT_SURFACES, Source, load_surfaces
+from ranking.surfaces import DEFAULT_SURFACES, Source, load_surfaces, spoken
 from tests.conftest import Store, serving
 from tests.wire import get_home, page_of
 
@@ -31,13 +31,13 @@ items = { GB = ["t1", "t2"], "" = ["t3"] }
 """
 # what is written -> (line, what is said)
 WRONG = {
-    "": (1, "surfaces: Dictionary should have at least 1 item"),
+    "": (1, "surfaces: at least one surface must be there"),
     "[home]\n": (1, "home.shelves: Field required"),
     'home = "picked"\n': (1, "home: Input should be a valid dictionary"),
     "[home]\nshelves = 3\n": (2, "home.shelves: Input should be a valid list"),
     "[home]\nshelves = [3]\n": (1, "home.shelves[0]: Input should be a valid dictionary"),
-    SHELF.replace("home", "Home"): (1, "Home.[key]: String should match pattern"),
-    SHELF.replace("home", "ho_me"): (1, "ho_me.[key]: String should match pattern"),
+    SHELF.replace("home", "Home"): (1, "Home: String should match pattern"),
+    SHELF.replace("home", "ho_me"): (1, "ho_me: String should match pattern"),
     f"[home]\nrows = 2\n{SHELF}": (2, "home.rows: Extra inputs are not permitted"),
     f"[home]\ndedupe = 1\n{SHELF}": (2, "home.dedupe: Input should be a valid boolean"),
     SHELF.replace('id = "picked"\n', ""): (1, "home.shelves[0].id: Field required"),
@@ -69,6 +69,11 @@ WRONG = {
     f'{SHELF}skip_played = "no"\n': (5, "home.shelves[0].skip_played: Input should be a valid boolean"),
     f"{SHELF}size = 3\n": (1, "home.shelves[0]: minimum <= size <= depth must hold"),
     f"{SHELF}depth = 11\n": (1, "home.shelves[0]: minimum <= size <= depth must hold"),
+    f"{SHELF}params = {{ row_decay = 0.5 }}\n": (5, "home.shelves[0].params: row_decay is of the whole page"),
+    f'[home]\npreset = "rich"\n{SHELF}': (2, "home.preset: unknown; there are none"),
+    f"{SHELF}[presets.rich]\nparams = {{ luck = 1 }}\n": (6, "presets.rich.params: luck is no param"),
+    f"{SHELF}[presets.rich.sources.luck]\n": (1, "presets.rich.sources.luck.[key]: Input should be 'taste', "),
+    f"{SHELF}[reasons]\nluck = {{ en = 'Luck' }}\n": (6, "reasons.luck.[key]: Input should be 'taste', "),
 }
 
 
@@ -107,7 +112,7 @@ def test_a_title_falls_back_to_the_next_wider_locale(tmp_path: Path) -> None:
     path.write_text(SHELF.replace('en = "Picked"', 'en = "Picked", zh-Hant = "精選", de = "Ausgewählt"'))
     (shelf,) = load_surfaces(path)["home"].shelves
     wanted = {"zh-Hant-TW": "精選", "zh-hant": "精選", "zh": "Picked", "de-CH": "Ausgewählt", "": "Picked"}
-    assert {locale: shelf.title(locale) for locale in wanted} == wanted
+    assert {locale: spoken(shelf.titles, locale) for locale in wanted} == wanted
 
 
 def test_what_is_no_toml_is_told_with_its_place(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from features.offline.artefact import write_columns
 from features.offline.cards import KINDS, encode_cards, item_id_of
 from features.offline.listening import ListeningData
 from features.offline.rejections import EXAMPLES, REPEATED
-from features.snapshot import CARDS, FOREVER, GENRES_PER_ITEM, UNKNOWN_DAY, market_words
+from features.snapshot import CARDS, FOREVER, GENRES_PER_ITEM, UNKNOWN_DAY, Limit, market_words
 
 MAX_GENRES: Final = 1024  # every served query carries one weight per genre
 _BETWEEN: Final = "\x1f"  # stands in no name
@@ -109,6 +109,7 @@ def write_catalogue(
     genres, genre = _genre_table(genre_lists.names(), columns.pop("genre_list"))
     names, bits = _market_table(market_lists.names(), markets)
     columns |= {"genre": genre, "market_bits": bits[columns.pop("market_list")]}
+    columns["limits"] = _limits(columns, columns.pop("explicit"))
     write_columns(folder, {name: column for name, column in columns.items() if name != "popularity"})
     return Catalogue(columns=columns, genres=genres, markets=names)
 
@@ -134,6 +135,22 @@ def _columns(frame: pl.DataFrame, spool: IO[bytes], genre_lists: _Lists, market_
         "genre_list": genre_lists.numbers(frame["genres"]),
         "market_list": market_lists.numbers(frame["markets"].list.unique().list.sort()),
     }
+
+
+def _limits(columns: Columns, explicit: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Which limits each item has, of Limit."""
+    _, which, count = np.unique(columns["recording_key"], return_inverse=True, return_counts=True)
+    timed = (columns["available_from"] > 0) | (columns["available_until"] < FOREVER)
+    has = {
+        Limit.MARKETS: columns["market_bits"].any(axis=1),
+        Limit.EXPLICIT: explicit,
+        Limit.WINDOW: timed,
+        Limit.SHARED: count[which] > 1,
+    }
+    limits = np.zeros(len(explicit), np.uint8)
+    for limit, found in has.items():
+        limits[found] |= np.uint8(limit)
+    return limits
 
 
 def _own_key(ids: pl.Series, absent: NDArray[np.uint64]) -> NDArray[np.uint64]:
