@@ -45,6 +45,10 @@ class Keys:
         """The key of a listener's record in one embedding space."""
         return self.listener(f"r:{space_id}", user_id)
 
+    def state(self, user_id: str) -> str:
+        """The key of a listener's recent state."""
+        return self.listener("s", user_id)
+
     def records_pattern(self, space_id: str) -> str:
         """A SCAN pattern that matches every record of one embedding space."""
         return f"{self.prefix}:{{*}}:r:{space_id}:*"

@@ -49,16 +49,18 @@ class ListenerStore:
         manifest = snapshot.manifest
         missing = Known.STRANGER if manifest.space_id in self._whole else Known.DOWN
         try:
-            frames: list[Any] = await self._client.mget(
+            read: list[Any] = await self._client.mget(
                 [self._keys.record(user, manifest.space_id) for user in user_ids]
+                + [self._keys.state(user) for user in user_ids]
             )
         except (redis.exceptions.TimeoutError, TimeoutError):
-            frames, missing = [None] * len(user_ids), Known.LATE
+            read, missing = [None] * 2 * len(user_ids), Known.LATE
         except (redis.exceptions.RedisError, OSError):
-            frames, missing = [None] * len(user_ids), Known.DOWN
+            read, missing = [None] * 2 * len(user_ids), Known.DOWN
             self._whole = frozenset()  # it may come back without its data
         return decode(
-            frames,
+            read[: len(user_ids)],
+            states=read[len(user_ids) :],
             space_id=snapshot.space_id,
             dimension=manifest.dimension,
             genres=len(manifest.genres),

@@ -15,6 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.recent_state import RecentState, decode_states
+
 MAGIC: Final = b"ML"
 VERSION: Final = 1
 MAX_RECENT: Final = 512
@@ -36,6 +38,7 @@ class Known(IntEnum):
     INVALID = 2  # a record that does not verify, or of another space
     LATE = 3  # the store did not answer in time
     DOWN = 4  # the store could not be reached
+    FOLDED_IN = 5  # no record, but recent plays that gave a vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ class Listeners:
     recent_days: NDArray[np.uint16]
     recent_plays: NDArray[np.uint16]
     genre_weights: NDArray[np.float32]  # [B, G]
+    state: RecentState  # what they did of late
+    folded_in: NDArray[np.bool_]  # [B], whose vector comes from recent plays
 
 
 def encode(record: ListenerRecord, space_id: int) -> bytes:
@@ -110,9 +115,18 @@ def encode(record: ListenerRecord, space_id: int) -> bytes:
 
 
 def decode(
-    frames: Sequence[bytes | None], *, space_id: int, dimension: int, genres: int, missing: Known = Known.STRANGER
+    frames: Sequence[bytes | None],
+    *,
+    space_id: int,
+    dimension: int,
+    genres: int,
+    missing: Known = Known.STRANGER,
+    states: Sequence[bytes | None] = (),
 ) -> Listeners:
-    """Reads a batch of frames into columns; `None` becomes a row of what `missing` says, a bad frame an INVALID one."""
+    """Reads a batch of frames into columns; `None` becomes a row of what `missing` says, a bad frame an INVALID one.
+
+    `states` are the listeners' recent states, none at all where they were not read.
+    """
     size = len(frames)
     known = np.full(size, missing, np.uint8)
     vectors = np.zeros((size, dimension), np.float32)
@@ -155,6 +169,8 @@ def decode(
         recent_days=days,
         recent_plays=plays,
         genre_weights=weights,
+        state=decode_states(states or [None] * size),
+        folded_in=np.zeros(size, np.bool_),
     )
 
 

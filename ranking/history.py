@@ -1,4 +1,4 @@
-"""What a listener plays: the record's recent items as rows of this snapshot, and how much each counts now."""
+"""What a listener plays: record and recent state as rows of this snapshot, and how much each counts now."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.listeners import Listeners
+from features.recent_state import PLAYED, RecentState
 from features.snapshot import Snapshot
 
 DAY_S = 86_400
@@ -13,7 +14,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """A batch's plays, `[play]`, each listener's in the record's order; items that the snapshot lacks are left out."""
+    """A batch's plays, `[play]`, of each listener one per item; items that the snapshot lacks are left out."""
 
     query: NDArray[np.int64]  # whose, ascending
     row: NDArray[np.int64]
@@ -39,9 +40,23 @@ def recall(listeners: Listeners, snapshot: Snapshot) -> History:
     rows = snapshot.rows_of(listeners.recent_keys)
     query = np.repeat(np.arange(len(listeners.known)), np.diff(listeners.recent_start))
     here = rows >= 0
-    return History(
+    recorded = History(
         query=query[here],
         row=rows[here],
         day=listeners.recent_days[here].astype(np.int64),
         plays=listeners.recent_plays[here].astype(np.int64),
     )
+    return _joined(recorded, listeners.state, snapshot) if len(listeners.state.did) else recorded
+
+
+def _joined(recorded: History, state: RecentState, snapshot: Snapshot) -> History:
+    """With the plays of recent state: of an item the plays add up, and the latest day stands."""
+    played = np.isin(state.did, PLAYED)
+    rows = snapshot.rows_of(state.item_key[played])
+    query, day = state.listener[played][rows >= 0], state.at[played][rows >= 0] // DAY_S
+    pairs = np.concatenate((recorded.query << 32 | recorded.row, query << 32 | rows[rows >= 0]))
+    both, which = np.unique(pairs, return_inverse=True)
+    plays, days = np.zeros(len(both), np.int64), np.zeros(len(both), np.int64)
+    np.add.at(plays, which, np.concatenate((recorded.plays, np.ones(len(query), np.int64))))
+    np.maximum.at(days, which, np.concatenate((recorded.day, day)))
+    return History(query=both >> 32, row=both & 0xFFFFFFFF, day=days, plays=plays)

@@ -14,6 +14,7 @@ from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
 from ranking.arrange import arrange
 from ranking.filters import drop
+from ranking.fold_in import fold_in
 from ranking.history import History, recall
 from ranking.layout import lay_out
 from ranking.lines import asked, draw_lines
@@ -47,6 +48,7 @@ def assemble(
     """Pages for a batch of queries, one per query in order; `clock` only times the stages."""
     times = [clock()]
     history = recall(listeners, snapshot)
+    listeners = fold_in(listeners, history, snapshot)
     lines = draw_lines(queries, listeners, history, snapshot)
     times.append(clock())
     found, failed = retrieve(queries, lines, listeners, history, snapshot)
@@ -59,10 +61,7 @@ def assemble(
     candidates = arrange(lines, listeners, snapshot, candidates)
     times.append(clock())
     pages = lay_out(queries, lines, listeners, snapshot, candidates)
-    homes = tuple(
-        _home(number, query, Known(known), lines, pages, failed)
-        for number, (query, known) in enumerate(zip(queries, listeners.known.tolist(), strict=True))
-    )
+    homes = tuple(_home(number, query, listeners, lines, pages, failed) for number, query in enumerate(queries))
     times.append(clock())
     if any(query.traced for query in queries):
         told = trace(queries, lines, listeners, history, snapshot, found, candidates, pages)
@@ -92,11 +91,12 @@ def feed(
 def _home(
     number: int,
     query: HomeQuery,
-    known: Known,
+    listeners: Listeners,
     lines: Lines,
     pages: Pages,
     failed: NDArray[np.bool_],
 ) -> Home:
+    known = Known(listeners.known[number])
     first, last = int(lines.first[number]), int(lines.first[number + 1])
     shelves = tuple(
         Shelf(
@@ -115,6 +115,7 @@ def _home(
         shelves=shelves,
         market=lines.market[number],
         cold_start=known is Known.STRANGER,
+        folded_in=bool(listeners.folded_in[number]),
         degraded=tuple(_degraded(query, known, missed, last - first)),
         coverage=100 * (wanted - lost) // wanted,
         fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},

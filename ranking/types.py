@@ -175,6 +175,7 @@ class Home:
     degraded: tuple[Degraded, ...]
     coverage: int  # percent of lines whose retrieval answered
     fates: Mapping[Fate, int]  # padding excluded
+    folded_in: bool = False  # the listener's vector comes from recent plays
     lines: tuple[TracedLine, ...] = ()  # where the query is traced
 
 

@@ -41,6 +41,7 @@ def encode_home(home: Home, snapshot: Snapshot, *, locale: str, request_id: str)
         degraded_reasons=_reasons(home),
         coverage=home.coverage,
         snapshot_version=snapshot.digest,
+        notes=_notes(home),
     )
     parts: list[bytes] = []
     for shelf in home.shelves:
@@ -58,6 +59,7 @@ def encode_shelf(home: Home, snapshot: Snapshot, *, locale: str, request_id: str
         degraded=bool(home.degraded),
         degraded_reasons=_reasons(home),
         snapshot_version=snapshot.digest,
+        notes=_notes(home),
     )
     bodies = [join_shelf(shelf, snapshot, locale=locale, market=home.market) for shelf in home.shelves]
     parts = [part for body in bodies for part in (_SHELF_TAG, _varint(len(body)), body)]
@@ -80,6 +82,10 @@ def encode_ranked(home: Home, snapshot: Snapshot, dropped: Iterable[home_pb2.Ite
 
 def _reasons(home: Home) -> "list[home_pb2.DegradedReason.ValueType]":
     return [home_pb2.DegradedReason.Value(f"DEGRADED_REASON_{reason}") for reason in home.degraded]
+
+
+def _notes(home: Home) -> "list[home_pb2.Note.ValueType]":
+    return [home_pb2.NOTE_LISTENER_FOLDED_IN] if home.folded_in else []
 
 
 def join_shelf(shelf: Shelf, snapshot: Snapshot, *, locale: str, market: str) -> bytes:

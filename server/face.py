@@ -45,6 +45,8 @@ def page(
     made = [f"{user_id}", f"{seconds * 1000:.1f} ms", f"snapshot {home.snapshot_version[:12]}", f"id {home.request_id}"]
     if home.cold_start:
         made.append("cold start: nothing is known of this listener")
+    if home_pb2.NOTE_LISTENER_FOLDED_IN in home.notes:
+        made.append("known by recent plays only")
     parts += [Text(), Text(" · ".join(made), "dim")]
     if home.degraded:
         names = [home_pb2.DegradedReason.Name(one).removeprefix("DEGRADED_REASON_") for one in home.degraded_reasons]

@@ -1,6 +1,7 @@
 """The core: what `assemble` promises for any batch."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -33,7 +34,7 @@ def spec(shelf_id: str, source: str, **fields: object) -> ShelfSpec:
     return ShelfSpec(id=shelf_id, source=source, titles={"en": shelf_id}, **{"item_keys": {}, "params": FREE, **fields})  # type: ignore[arg-type]
 
 
-def read(snapshot: Snapshot, frames: list[bytes | None], missing: Known = Known.STRANGER) -> Listeners:
+def read(snapshot: Snapshot, frames: Sequence[bytes | None], missing: Known = Known.STRANGER) -> Listeners:
     """Frames as the store reads them."""
     manifest = snapshot.manifest
     return decode(

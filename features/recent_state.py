@@ -1,0 +1,101 @@
+"""Recent state: what a listener did of late, as fixed-size entries in one Redis string, oldest first.
+
+An entry is 24 bytes, little-endian, with a checksum of its own: whoever appends or trims it need not read it, and one
+spoiled entry spoils no other. Items are named by their keys, which outlive snapshots and embedding spaces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION: Final = 1
+ENTRY: Final = np.dtype(
+    [
+        ("item_key", "<u8"),
+        ("at", "<u4"),  # unix seconds
+        ("session", "<u4"),  # low bits of the session id's hash
+        ("seconds", "<u2"),  # how long it was heard
+        ("did", "u1"),  # of Did
+        ("version", "u1"),
+        ("checksum", "<u4"),
+    ]
+)
+_MIX: Final = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
+
+
+class Did(IntEnum):
+    """What a listener did with an item."""
+
+    PLAY = 1
+    COMPLETE = 2
+    SKIP = 3
+    LIKE = 4
+    HIDE = 5
+
+
+PLAYED: Final = (Did.PLAY, Did.COMPLETE, Did.LIKE)
+"""What counts as a play; a skip does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecentState:
+    """What a batch of listeners did, `[entry]`, each listener's oldest first; row `b` owns `start[b]:start[b + 1]`."""
+
+    start: NDArray[np.int64]  # [B + 1]
+    item_key: NDArray[np.uint64]
+    at: NDArray[np.int64]  # unix seconds
+    session: NDArray[np.uint32]
+    seconds: NDArray[np.int64]
+    did: NDArray[np.uint8]
+
+    @property
+    def listener(self) -> NDArray[np.int64]:
+        """Whose each entry is."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+
+def encode_entry(did: Did, item_key: int, *, at: int, session: int = 0, seconds: int = 0) -> bytes:
+    """One entry; times beyond what it holds are cut to it."""
+    entry = np.zeros(1, ENTRY)
+    entry["item_key"], entry["did"], entry["version"] = item_key, did, VERSION
+    entry["at"] = min(max(at, 0), 2**32 - 1)
+    entry["session"] = session & 0xFFFFFFFF
+    entry["seconds"] = min(max(seconds, 0), 2**16 - 1)
+    entry["checksum"] = _checksum(entry)
+    return entry.tobytes()
+
+
+def decode_states(values: Sequence[bytes | None]) -> RecentState:
+    """The entries of a batch of listeners; what does not verify, or is of another version, is left out."""
+    size = ENTRY.itemsize
+    whole = [b"" if value is None else value[: len(value) // size * size] for value in values]
+    entries = np.frombuffer(b"".join(whole), ENTRY)
+    good = (entries["checksum"] == _checksum(entries)) & (entries["version"] == VERSION)
+    owner = np.repeat(np.arange(len(whole)), [len(value) // size for value in whole])[good]
+    kept = entries[good]
+    return RecentState(
+        start=np.searchsorted(owner, np.arange(len(whole) + 1)),
+        item_key=kept["item_key"],
+        at=kept["at"].astype(np.int64),
+        session=kept["session"],
+        seconds=kept["seconds"].astype(np.int64),
+        did=kept["did"],
+    )
+
+
+def _checksum(entries: NDArray[np.void]) -> NDArray[np.uint32]:
+    """The low bits of MurmurHash3's finalizer over the entry's three words, `[entry]`."""
+    at, session = entries["at"].astype(np.uint64), entries["session"].astype(np.uint64)
+    rest = entries["seconds"].astype(np.uint64) | entries["did"].astype(np.uint64) << np.uint64(16)
+    rest |= entries["version"].astype(np.uint64) << np.uint64(24)
+    mixed = np.zeros(len(entries), np.uint64)
+    for word in (entries["item_key"], at | session << np.uint64(32), rest):
+        mixed = mixed + np.uint64(0x9E3779B97F4A7C15) ^ word
+        for factor in _MIX:
+            mixed = (mixed ^ mixed >> np.uint64(33)) * factor
+        mixed ^= mixed >> np.uint64(33)
+    return mixed.astype(np.uint32)
