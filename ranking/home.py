@@ -101,9 +101,11 @@ def _home(
     shelves = tuple(
         Shelf(
             spec=lines.specs[line],
+            why=lines.why[line],
             subject=int(lines.subject[line]),
             rows=pages.rows[line, : pages.shown[line]],
             scores=pages.scores[line, : pages.shown[line]],
+            new=pages.new[line, : pages.shown[line]],
         )
         for line in pages.order[number].tolist()
         if line >= 0

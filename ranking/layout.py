@@ -9,6 +9,7 @@ from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.compiled import compiled
 from ranking.diversify import dot
+from ranking.history import DAY_S
 from ranking.page import Page, by_attention, by_order_of_file, settle
 from ranking.params import INDEX, PARAMS, Params
 from ranking.types import Candidates, Fate, HomeQuery, Lines, Pages
@@ -18,6 +19,7 @@ _ROW, _COLUMN, _LIKENESS, _ARTISTS, _ORDER = (
 )
 _WEIGHT: Final = INDEX["shelf_weight"]
 _BY_FILE: Final = PARAMS[_ORDER].choices.index("file")
+NEW_DAYS: Final = 14  # for so long an item counts as newly released
 _FATES: Final = max(Fate) + 1
 _MOST: Final = np.iinfo(np.int64).max
 
@@ -33,11 +35,13 @@ class Batch(NamedTuple):
     page_params: Params  # [query, param]
     dedupe: NDArray[np.bool_]  # [query], as the columns below
     shelves: NDArray[np.int64]  # how many to answer
+    today: NDArray[np.int64]  # days since 1970
     taste: NDArray[np.float32]  # [query, D]
     vector: NDArray[np.float32]  # [item, D], as the columns below
     popularity: NDArray[np.float32]
     recording: NDArray[np.uint64]
     artist: NDArray[np.uint64]
+    released: NDArray[np.int32]
 
 
 def lay_out(
@@ -54,11 +58,13 @@ def lay_out(
         page_params=lines.page_params,
         dedupe=np.array([query.surface.dedupe for query in queries], np.bool_),
         shelves=np.array([query.shelves or _MOST for query in queries], np.int64),
+        today=np.array([query.now // DAY_S for query in queries], np.int64),
         taste=listeners.vectors,
         vector=columns["vector"],
         popularity=columns["popularity"],
         recording=columns["recording_key"],
         artist=columns["artist_key"],
+        released=columns["released"],
     )
     widest = int(lines.size.max(initial=0))
     most = int(np.diff(lines.first).max(initial=0))
@@ -67,6 +73,7 @@ def lay_out(
         shown=np.zeros(len(lines), np.int64),
         rows=np.full((len(lines), widest), -1, np.int64),
         scores=np.zeros((len(lines), widest)),
+        new=np.zeros((len(lines), widest), np.bool_),
         fate=candidates.fate.copy(),
         fates=np.zeros((len(queries), _FATES), np.int64),
     )
@@ -89,6 +96,10 @@ def _lay_out(
             if row < answered:
                 pages.order[query, row] = first + line
                 _show(pages, first + line, rows, scores, picks, marks[line])
+                shown = pages.rows[first + line, : pages.shown[first + line]]
+                for place in range(len(shown)):
+                    age = batch.today[query] - batch.released[shown[place]]
+                    pages.new[first + line, place] = 0 <= age < NEW_DAYS
             else:
                 for pick in range(picks.shape[1]):
                     if marks[line, pick] == Fate.SHOWN:

@@ -7,15 +7,17 @@ from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
 from ranking.history import History
 from ranking.params import INDEX
-from ranking.surfaces import MOST_SUBJECTS, ShelfSpec
+from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Why
 from ranking.types import HomeQuery, Lines
 
 
 def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: History, snapshot: Snapshot) -> Lines:
     """The lines of every query, top shelf first; a shelf that cannot be filled for its listener has none."""
+    near = snapshot.rows_of(np.array([query.near for query in queries], np.uint64))
     subjects = {
         "neighbours": _anchors(queries, history, snapshot),
         "genre": _genres(listeners),
+        "given": np.where([query.near != 0 for query in queries], near, -1)[:, None],
     }
     has_taste = np.any(listeners.vectors != 0, axis=1)  # a listener whom training could not place has a zero vector
     unhidden = np.isin(listeners.known, (Known.LATE, Known.DOWN))  # nobody can say what they hid
@@ -36,7 +38,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
             }
             if needs.get(spec.source, True):
                 drawn.append((number, slot, spec, subject))
-    return _columns(drawn, queries, listeners)
+    return _columns(drawn, queries, listeners, has_taste)
 
 
 def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
@@ -45,7 +47,10 @@ def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
 
 
 def _columns(
-    drawn: list[tuple[int, int, ShelfSpec, int]], queries: tuple[HomeQuery, ...], listeners: Listeners
+    drawn: list[tuple[int, int, ShelfSpec, int]],
+    queries: tuple[HomeQuery, ...],
+    listeners: Listeners,
+    has_taste: NDArray[np.bool_],
 ) -> Lines:
     specs = tuple(spec for _, _, spec, _ in drawn)
     allow = [query.allow_explicit for query in queries]
@@ -61,12 +66,22 @@ def _columns(
         skip_played=np.array([spec.skip_played for spec in specs], np.bool_),
         source=np.array([spec.source for spec in specs], np.str_),
         subject=np.array([subject for _, _, _, subject in drawn], np.int64),
+        why=tuple(_why(spec, subject, bool(has_taste[number])) for number, _, spec, subject in drawn),
         params=np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX)),
         page_params=np.array([query.surface.params for query in queries]),
         specs=specs,
         market=tuple(query.market or market for query, market in zip(queries, listeners.market, strict=True)),
         allow_explicit=np.where([said is None for said in allow], listeners.allow_explicit, np.array(allow, np.bool_)),
     )
+
+
+def _why(spec: ShelfSpec, subject: int, has_taste: bool) -> Why:
+    """What the reason of a shelf speaks of: what fills it; of given items what they are ranked by."""
+    if spec.source != "given":
+        return spec.source
+    if subject >= 0:
+        return "similar"
+    return "taste" if has_taste else "popular"
 
 
 def _anchors(queries: tuple[HomeQuery, ...], history: History, snapshot: Snapshot) -> NDArray[np.int64]:

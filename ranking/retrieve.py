@@ -146,7 +146,7 @@ def _listed(
         cosines = snapshot.columns["neighbour_cosine"][place].astype(np.float64)
         return snapshot.columns["neighbour"][place].astype(np.int64), cosines
     if spec.source == "given":
-        return _given(queries[query], listeners.vectors[query], snapshot)
+        return _given(queries[query], int(lines.subject[line]), listeners.vectors[query], snapshot)
     if spec.source == "editorial":
         found = snapshot.rows_of(spec.item_keys.get(market, spec.item_keys.get("", np.empty(0, np.uint64))))
         rows = found[found >= 0]
@@ -159,14 +159,13 @@ def _listed(
 
 
 def _given(
-    query: HomeQuery, own: NDArray[np.float32], snapshot: Snapshot
+    query: HomeQuery, near: int, own: NDArray[np.float32], snapshot: Snapshot
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The caller's own candidates: by cosine to an item, else by the listener's taste, else by popularity."""
     found = np.unique(snapshot.rows_of(query.given))
     rows = found[found >= 0]
-    near = snapshot.rows_of(np.array([query.near], np.uint64))
-    if query.near and near[0] >= 0:
-        unit = _unit(snapshot.columns["vector"][np.concatenate((near, rows))].astype(np.float64))
+    if near >= 0:
+        unit = _unit(snapshot.columns["vector"][np.concatenate(([near], rows))].astype(np.float64))
         return rows, np.vecdot(unit[1:], unit[:1])
     if own.any():
         return rows, np.vecdot(snapshot.columns["vector"][rows], own[None]).astype(np.float64)

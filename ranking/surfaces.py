@@ -26,6 +26,10 @@ DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
 MOST_SUBJECTS: Final = 4  # of a listener's anchors or genres, how many may have a shelf
 
 Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular", "newest", "editorial"]
+Why = Literal[Source, "similar"]  # what a reason speaks of: what fills the shelf, or a query item
+
+
+Reasons = Mapping[Why, Mapping[str, str]]  # of Why -> locale in lower case -> phrase, with "{0}" for the argument
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,7 @@ class ShelfSpec:
     nth: int = 1  # which of the listener's genres, or of the items played most
     params: Params = field(default_factory=resolve)
     origins: Mapping[str, str] = field(default_factory=dict)  # param -> what set it; absent: the default stands
-    reason: Mapping[str, str] = field(default_factory=dict)  # locale in lower case -> why, with "{0}" for its argument
+    reasons: Reasons = field(default_factory=dict)
     item_keys: Mapping[str, NDArray[np.uint64]]  # editorial: market ("" = any other) -> item keys, best first
 
 
@@ -63,6 +67,7 @@ class Surface:
     dedupe: bool = True  # a recording appears once on the page
     params: Params = field(default_factory=resolve)
     origins: Mapping[str, str] = field(default_factory=dict)
+    reasons: Reasons = field(default_factory=dict)
 
 
 def load_surfaces(path: Path, preset: str = "") -> Mapping[str, Surface]:
@@ -180,7 +185,7 @@ class _File(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     __pydantic_extra__: dict[_Name, _SurfaceTable] = Field(init=False)
     presets: dict[_Name, _PresetTable] = {}
-    reasons: dict[Source, dict[str, _Heading]] = {}
+    reasons: dict[Why, dict[str, _Heading]] = {}
 
     @property
     def surfaces(self) -> Mapping[str, _SurfaceTable]:
@@ -197,16 +202,22 @@ class _File(BaseModel):
 def _surface(name: str, table: _SurfaceTable, preset: str, file: _File) -> Surface:
     chosen = file.presets.get(preset, _PresetTable())
     layers = ((f"preset {preset}", chosen.params), ("surface", table.params))
-    shelves = tuple(_shelf(shelf, layers, chosen, file.reasons) for shelf in table.shelves)
-    params = resolve(*(values for _, values in layers))
-    return Surface(name=name, shelves=shelves, dedupe=table.dedupe, params=params, origins=_origins(*layers))
+    reasons = {why: _by_locale(texts) for why, texts in file.reasons.items()}
+    return Surface(
+        name=name,
+        shelves=tuple(_shelf(shelf, layers, chosen, reasons) for shelf in table.shelves),
+        dedupe=table.dedupe,
+        params=resolve(*(values for _, values in layers)),
+        origins=_origins(*layers),
+        reasons=reasons,
+    )
 
 
 def _shelf(
     table: _ShelfTable,
     page: tuple[tuple[str, Mapping[str, Value]], tuple[str, Mapping[str, Value]]],
     preset: _PresetTable,
-    reasons: Mapping[Source, Mapping[str, str]],
+    reasons: Reasons,
 ) -> ShelfSpec:
     general, surface = page
     layers = (general, (general[0], preset.sources.get(table.source, {})), surface, ("shelf", table.params))
@@ -222,7 +233,7 @@ def _shelf(
         nth=table.nth,
         params=resolve(*(values for _, values in layers)),
         origins=_origins(*layers),
-        reason=_by_locale(reasons.get(table.source, {})),
+        reasons=reasons,
         item_keys={market: item_keys(ids) for market, ids in (table.items or {}).items()},
     )
 

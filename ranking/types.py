@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ranking.params import Params
-from ranking.surfaces import ShelfSpec, Surface
+from ranking.surfaces import ShelfSpec, Surface, Why
 
 WORLDWIDE: Final = ""
 
@@ -84,7 +84,8 @@ class Lines:
     minimum: NDArray[np.int64]  # with fewer it is dropped
     skip_played: NDArray[np.bool_]
     source: NDArray[np.str_]
-    subject: NDArray[np.int64]  # the row that neighbours are of, or the genre; -1: none
+    subject: NDArray[np.int64]  # the row that neighbours or given items are near to, or the genre; -1: none
+    why: tuple[Why, ...]  # [line], what its reason speaks of
     params: Params  # [line, param]
     page_params: Params  # [query, param]
     specs: tuple[ShelfSpec, ...]
@@ -100,7 +101,8 @@ class Lines:
         columns = ("query", "slot", "pinned", "depth", "size", "minimum", "skip_played", "source", "subject", "params")
         picked = {name: getattr(self, name)[chosen] for name in columns}
         first = np.searchsorted(picked["query"], np.arange(len(self.first)))
-        return replace(self, **picked, first=first, specs=tuple(self.specs[line] for line in chosen.tolist()))
+        specs, why = (tuple(column[line] for line in chosen.tolist()) for column in (self.specs, self.why))
+        return replace(self, **picked, first=first, specs=specs, why=why)
 
 
 def _no_picks() -> NDArray[np.int64]:
@@ -136,9 +138,11 @@ class Shelf:
     """One row of a page: items best first."""
 
     spec: ShelfSpec
-    subject: int  # the row that neighbours are of, or the genre; -1: none
+    why: Why  # what its reason speaks of
+    subject: int  # the row that neighbours or given items are near to, or the genre; -1: none
     rows: NDArray[np.int64]  # [item]
     scores: NDArray[np.float64]  # [item]
+    new: NDArray[np.bool_]  # [item], whether it was released of late
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +165,7 @@ class Pages(NamedTuple):
     shown: NDArray[np.int64]  # [line], how many items
     rows: NDArray[np.int64]  # [line, item]
     scores: NDArray[np.float64]  # [line, item]
+    new: NDArray[np.bool_]  # [line, item], released of late
     fate: NDArray[np.uint8]  # [line, candidate]
     fates: NDArray[np.int64]  # [query, fate], how many candidates
 

@@ -6,12 +6,12 @@ heads; building the messages takes 70, with every field already at hand or merge
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import spoken
+from ranking.surfaces import Why, spoken
 from ranking.types import WORLDWIDE, Home, Shelf
 
 _SHELVES_TAG: Final = bytes([home_pb2.GetHomeResponse.SHELVES_FIELD_NUMBER << 3 | 2])
@@ -20,7 +20,7 @@ _ITEMS_TAG: Final = bytes([home_pb2.Shelf.ITEMS_FIELD_NUMBER << 3 | 2])
 _RANKED_TAG: Final = bytes([home_pb2.RankItemsResponse.ITEMS_FIELD_NUMBER << 3 | 2])
 _SCORE: Final = struct.Struct("<2sf")
 _SCORE_TAG: Final = home_pb2.Item(score=1).SerializeToString()[:2]  # two bytes for fields from 16 on
-_REASONS: Final = {
+_REASONS: Final[Mapping[Why, home_pb2.ReasonCode.ValueType]] = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
     "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
     "editorial": home_pb2.REASON_CODE_EDITORS_CHOICE,
@@ -29,6 +29,7 @@ _REASONS: Final = {
     "neighbours": home_pb2.REASON_CODE_BECAUSE_YOU_PLAY,
     "history": home_pb2.REASON_CODE_PLAYED_RECENTLY,
     "newest": home_pb2.REASON_CODE_NEW_RELEASE,
+    "similar": home_pb2.REASON_CODE_SIMILAR,
 }
 
 
@@ -66,7 +67,9 @@ def encode_shelf(home: Home, snapshot: Snapshot, *, locale: str, request_id: str
     return b"".join((*parts, envelope.SerializeToString()))
 
 
-def encode_ranked(home: Home, snapshot: Snapshot, dropped: Iterable[home_pb2.ItemFate], *, request_id: str) -> bytes:
+def encode_ranked(
+    home: Home, snapshot: Snapshot, dropped: Iterable[home_pb2.ItemFate], *, locale: str, request_id: str
+) -> bytes:
     """A page of the caller's own candidates as the bytes of a RankItemsResponse."""
     envelope = home_pb2.RankItemsResponse(
         dropped=dropped,
@@ -76,7 +79,10 @@ def encode_ranked(home: Home, snapshot: Snapshot, dropped: Iterable[home_pb2.Ite
         degraded_reasons=_reasons(home),
         snapshot_version=snapshot.digest,
     )
-    parts = [part for shelf in home.shelves for part in _items(shelf, snapshot, _RANKED_TAG)]
+    parts: list[bytes] = []
+    for shelf in home.shelves:
+        why = home_pb2.Item(reason=_reason(shelf, snapshot, home.market, locale)).SerializeToString()
+        parts += _items(shelf, snapshot, _RANKED_TAG, why, b"")
     return b"".join((*parts, envelope.SerializeToString()))
 
 
@@ -90,41 +96,58 @@ def _notes(home: Home) -> "list[home_pb2.Note.ValueType]":
 
 def join_shelf(shelf: Shelf, snapshot: Snapshot, *, locale: str, market: str) -> bytes:
     """A shelf as the bytes of a Shelf: its head, then each card with its dynamic fields."""
-    head = _head(shelf, _reason_args(shelf, snapshot, market), locale)
-    return b"".join((head, *_items(shelf, snapshot, _ITEMS_TAG)))
+    reason = _reason(shelf, snapshot, market, locale)
+    title = _filled(spoken(shelf.spec.titles, locale), reason.args)
+    head = home_pb2.Shelf(id=shelf.spec.id, kind=shelf.spec.source, title=title, reason=reason).SerializeToString()
+    new = b"" if shelf.why == "newest" or not shelf.new.any() else _newly_released(shelf, locale)
+    return b"".join((head, *_items(shelf, snapshot, _ITEMS_TAG, b"", new)))
 
 
-def _items(shelf: Shelf, snapshot: Snapshot, tag: bytes) -> list[bytes]:
-    """The items of a shelf as the parts of a repeated field: tag, length, card, dynamic fields."""
+def _items(shelf: Shelf, snapshot: Snapshot, tag: bytes, each: bytes, new: bytes) -> list[bytes]:
+    """The items of a shelf as the parts of a repeated field: tag, length, card, dynamic fields.
+
+    `each` is what every item has beside its score, `new` what the newly released have.
+    """
     offsets = snapshot.columns["card_offset"]
     starts, stops = offsets[shelf.rows].tolist(), offsets[shelf.rows + 1].tolist()
     cards, pack = snapshot.cards, _SCORE.pack
     parts: list[bytes] = []
-    for start, stop, score in zip(starts, stops, shelf.scores.tolist(), strict=True):
-        parts += (tag, _varint(stop - start + _SCORE.size), cards[start:stop], pack(_SCORE_TAG, score))
+    for start, stop, score, fresh in zip(starts, stops, shelf.scores.tolist(), shelf.new.tolist(), strict=True):
+        more = new if fresh and new else each
+        size = stop - start + _SCORE.size + len(more)
+        parts += (tag, _varint(size), cards[start:stop], pack(_SCORE_TAG, score), more)
     return parts
 
 
+def _reason(shelf: Shelf, snapshot: Snapshot, market: str, locale: str) -> home_pb2.Reason:
+    """Why a shelf is shown, rendered."""
+    args = _reason_args(shelf, snapshot, market)
+    text = _filled(spoken(shelf.spec.reasons.get(shelf.why, {}), locale), args)
+    return home_pb2.Reason(code=_REASONS[shelf.why], args=args, text=text)
+
+
+def _newly_released(shelf: Shelf, locale: str) -> bytes:
+    """The reason of a newly released item on a shelf of other things, as the bytes of an Item."""
+    text = spoken(shelf.spec.reasons.get("newest", {}), locale)
+    reason = home_pb2.Reason(code=home_pb2.REASON_CODE_NEW_RELEASE, text=text)
+    return home_pb2.Item(reason=reason).SerializeToString()
+
+
 def _reason_args(shelf: Shelf, snapshot: Snapshot, market: str) -> list[str]:
-    """What the shelf is of: a market, the title of what the listener plays, or a genre."""
-    if shelf.spec.source == "popular":
+    """What the reason is of: a market, the title of an item, or a genre."""
+    if shelf.why == "popular":
         return [market if market in snapshot.market_index else WORLDWIDE]
-    if shelf.spec.source == "neighbours":
+    if shelf.why in {"neighbours", "similar"}:
         start, stop = snapshot.columns["card_offset"][shelf.subject : shelf.subject + 2].tolist()
         return [home_pb2.Item.FromString(snapshot.cards[start:stop]).title]
-    if shelf.spec.source == "genre":
+    if shelf.why == "genre":
         return [snapshot.manifest.genres[shelf.subject]]
     return []
 
 
-def _head(shelf: Shelf, args: list[str], locale: str) -> bytes:
-    """A shelf without its items; "{0}" in a heading stands for the reason's argument."""
-    spec = shelf.spec
-    filled = args[0] if args else ""
-    title = spoken(spec.titles, locale).replace("{0}", filled)
-    text = spoken(spec.reason, locale).replace("{0}", filled)
-    reason = home_pb2.Reason(code=_REASONS[spec.source], args=args, text=text)
-    return home_pb2.Shelf(id=spec.id, kind=spec.source, title=title, reason=reason).SerializeToString()
+def _filled(text: str, args: Sequence[str]) -> str:
+    """A heading or phrase with its reason's argument in place of "{0}"."""
+    return text.replace("{0}", args[0] if args else "")
 
 
 def _varint(number: int) -> bytes:

@@ -58,7 +58,8 @@ class HomeService:
         query = to_rank_query(request, self.surfaces, call.principal, now=int(self.now()))
         served = await self._submit(query, call)
         dropped = explain.dropped(served.home, served.snapshot, request.item_ids)
-        return encode_ranked(served.home, served.snapshot, dropped, request_id=call.request_id)
+        locale = request.context.locale
+        return encode_ranked(served.home, served.snapshot, dropped, locale=locale, request_id=call.request_id)
 
     async def explain_home(self, request: home_pb2.ExplainHomeRequest, call: Call) -> home_pb2.ExplainHomeResponse:
         """How a page came to be; with params set, beside the page that they would make."""

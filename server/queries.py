@@ -104,6 +104,7 @@ def to_rank_query(
         minimum=1,
         depth=max(count, size),
         params=params,
+        reasons=surface.reasons,
         item_keys={},
     )
     page = _query(request, replace(surface, shelves=(spec,), params=params), now=now, shelves=0)

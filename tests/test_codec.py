@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from features.offline.cards import KINDS, encode_cards
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
-from ranking.surfaces import ShelfSpec, Source, spoken
+from ranking.surfaces import Reasons, ShelfSpec, Source, spoken
 from ranking.types import Degraded, Home, Shelf
 from server.codec import encode_home
 from tests.conftest import Served, Store, serving
 from tests.wire import get_home, page_of
 
+NEW = {"en": "Just out"}
 TITLES = {"en": "Picked {0}", "de": "Ausgewählt", "de-at": "Ausg'sucht"}
 REASONS = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
@@ -32,7 +34,14 @@ STATIC = {"item_id", "kind", "title", "subtitle", "image_uri", "explicit"}
 
 def spec(source: Source) -> ShelfSpec:
     """A shelf of one source."""
-    return ShelfSpec(id=f"of-{source}", source=source, titles=TITLES, item_keys={})
+    reasons: Reasons = {source: {"en": f"Because of {source} {{0}}"}, "newest": NEW}
+    return ShelfSpec(id=f"of-{source}", source=source, titles=TITLES, reasons=reasons, item_keys={})
+
+
+def shelf_of(source: Source, rows: NDArray[np.int64], scores: NDArray[np.float64], subject: int = -1) -> Shelf:
+    """A shelf; every third item is new."""
+    new = rows % 3 == 0
+    return Shelf(spec=spec(source), why=source, subject=subject, rows=rows, scores=scores, new=new)
 
 
 def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
@@ -56,10 +65,15 @@ def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
         elif shelf.spec.source == "neighbours":
             first, last = int(offsets[shelf.subject]), int(offsets[shelf.subject + 1])
             out.reason.args.append(home_pb2.Item.FromString(snapshot.cards[first:last]).title)
-        out.title = f"Picked {out.reason.args[0] if out.reason.args else ''}"
+        arg = out.reason.args[0] if out.reason.args else ""
+        out.title = f"Picked {arg}"
+        out.reason.text = "Just out" if shelf.why == "newest" else f"Because of {shelf.why} {arg}"
         for row, score in zip(shelf.rows.tolist(), shelf.scores.tolist(), strict=True):
             out.items.add().MergeFromString(bytes(snapshot.cards[int(offsets[row]) : int(offsets[row + 1])]))
             out.items[-1].score = score
+            if row % 3 == 0 and shelf.why != "newest":
+                out.items[-1].reason.code = home_pb2.REASON_CODE_NEW_RELEASE
+                out.items[-1].reason.text = "Just out"
     return page
 
 
@@ -73,7 +87,7 @@ def shelves(draw: st.DrawFn) -> Shelf:
     scores[: len(odd)] = odd
     source = draw(st.sampled_from(get_args(Source)))
     subject = draw(st.integers(0, 7)) if source in {"neighbours", "genre"} else -1
-    return Shelf(spec=spec(source), subject=subject, rows=rng.integers(0, 2000, size), scores=scores)
+    return shelf_of(source, rng.integers(0, 2000, size), scores, subject)
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +112,7 @@ def test_joined_bytes_parse_to_the_built_message(
 
 def test_a_large_shelf_needs_a_length_of_three_bytes(snapshot: Snapshot) -> None:
     """The property above did meet every length: 400 items take more than 16 kB."""
-    shelf = Shelf(spec=spec("taste"), subject=-1, rows=np.arange(400), scores=np.zeros(400))
+    shelf = shelf_of("taste", np.arange(400), np.zeros(400))
     home = Home(shelves=(shelf,), market="", cold_start=False, degraded=(), coverage=100, fates={})
     assert built(home, snapshot).shelves[0].ByteSize() > 1 << 14
 
@@ -114,7 +128,7 @@ def test_cards_of_any_length_are_joined(snapshot: Snapshot, length: int) -> None
         cards=card,
         retriever=snapshot.retriever,
     )
-    shelf = Shelf(spec=spec("taste"), subject=-1, rows=np.array([0]), scores=np.array([0.5]))
+    shelf = shelf_of("popular", np.array([0]), np.array([0.5]))
     home = Home(shelves=(shelf,), market="", cold_start=False, degraded=(), coverage=100, fates={})
     raw = encode_home(home, replaced, locale="", request_id="id")
     (item,) = home_pb2.GetHomeResponse.FromString(raw).shelves[0].items
@@ -126,6 +140,7 @@ def test_cards_of_any_length_are_joined(snapshot: Snapshot, length: int) -> None
         image_uri="https://a/1.jpg",
         explicit=True,
         score=0.5,
+        reason=home_pb2.Reason(code=home_pb2.REASON_CODE_NEW_RELEASE, text="Just out"),
     )
 
 
@@ -153,12 +168,16 @@ def test_a_heading_falls_back_to_its_language_then_to_english(locale: str, title
 
 async def test_headings_come_in_the_requests_locale(standing: Served) -> None:
     """The shipped surfaces speak German to a German client, and English to one whose language they lack."""
-    titles = {}
+    titles, reasons = {}, {}
     for locale in ("de-CH", "ja-JP"):
         request = home_pb2.GetHomeRequest(user_id="u0000001", context=home_pb2.Context(locale=locale))
-        titles[locale] = [shelf.title for shelf in page_of(await get_home(standing, request)).shelves]
+        found = page_of(await get_home(standing, request)).shelves
+        titles[locale] = [shelf.title for shelf in found]
+        reasons[locale] = {shelf.kind: shelf.reason.text for shelf in found}
     assert titles["de-CH"][:2] == ["Weiterhören", "Für dich ausgewählt"]
     assert titles["ja-JP"][:2] == ["Jump back in", "Picked for you"]
+    assert (reasons["de-CH"]["taste"], reasons["ja-JP"]["taste"]) == ("Nah an deinem Geschmack", "Near your taste")
+    assert reasons["de-CH"]["neighbours"].startswith("Weil du ")
 
 
 async def test_a_market_without_a_list_is_told_the_truth(standing: Served) -> None:
@@ -168,7 +187,7 @@ async def test_a_market_without_a_list_is_told_the_truth(standing: Served) -> No
     for market, args in {"AQ": [""], snapshot.manifest.markets[0]: [snapshot.manifest.markets[0]]}.items():
         request = home_pb2.GetHomeRequest(user_id="u0000001", context=home_pb2.Context(market=market))
         page = page_of(await get_home(standing, request))
-        assert list(page.shelves[-1].reason.args) == args
+        assert [list(shelf.reason.args) for shelf in page.shelves if shelf.kind == "popular"] == [args]
 
 
 async def test_two_servers_give_the_same_page(published: Store) -> None:

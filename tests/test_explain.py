@@ -75,6 +75,18 @@ async def test_candidates_are_ranked_by_nearness_to_an_item(standing: Served, sn
     cosines = [float(unit[rows[item.item_id]] @ unit[rows[ids[0]]]) for item in found.items]
     assert cosines == sorted(cosines, reverse=True)
     assert ids[0] not in {item.item_id for item in found.items} or cosines[0] == pytest.approx(1.0)
+    reason = found.items[0].reason
+    assert reason.code == home_pb2.REASON_CODE_SIMILAR
+    assert reason.text == f"Similar to {reason.args[0]}"
+
+
+async def test_ranked_candidates_say_what_they_are_ranked_by(standing: Served, snapshot: Snapshot) -> None:
+    """By a listener's taste; where nothing is known of the listener by popularity; in the request's locale."""
+    ids, german = some_ids(snapshot, 50), home_pb2.Context(locale="de")
+    known = await rank(standing, user_id="u0000001", item_ids=ids, context=german)
+    assert {item.reason.text for item in known.items} == {"Nah an deinem Geschmack"}
+    stranger = await rank(standing, user_id="nobody", item_ids=ids)
+    assert {item.reason.code for item in stranger.items} == {home_pb2.REASON_CODE_POPULAR_IN_MARKET}
 
 
 @pytest.mark.parametrize(

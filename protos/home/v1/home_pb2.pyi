@@ -87,6 +87,8 @@ class _ReasonCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReasonCode
     """Something to discover. No arguments."""
     REASON_CODE_PLAYED_RECENTLY: _ReasonCode.ValueType  # 8
     """Played recently. No arguments."""
+    REASON_CODE_SIMILAR: _ReasonCode.ValueType  # 9
+    """Near an item that the request names. Arguments: its title."""
 
 class ReasonCode(_ReasonCode, metaclass=_ReasonCodeEnumTypeWrapper):
     """Why a shelf or an item is shown. Clients may render the code themselves, with the arguments of `Reason`."""
@@ -109,6 +111,8 @@ REASON_CODE_DISCOVER: ReasonCode.ValueType  # 7
 """Something to discover. No arguments."""
 REASON_CODE_PLAYED_RECENTLY: ReasonCode.ValueType  # 8
 """Played recently. No arguments."""
+REASON_CODE_SIMILAR: ReasonCode.ValueType  # 9
+"""Near an item that the request names. Arguments: its title."""
 Global___ReasonCode: _TypeAlias = ReasonCode  # noqa: Y015
 
 class _DegradedReason:
@@ -207,7 +211,7 @@ class Reason(_message.Message):
     code: Global___ReasonCode.ValueType
     """The code."""
     text: _builtins.str
-    """The reason as a sentence in the request's locale; empty where the client should render the code."""
+    """The reason as a phrase in the request's locale; empty where the client should render the code."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The code's arguments, in the order that the code names."""
@@ -293,7 +297,7 @@ class Item(_message.Message):
     """To be sent back with the events of this item. Opaque."""
     @_builtins.property
     def reason(self) -> Global___Reason:
-        """Why this item, where it differs from the shelf's reason."""
+        """Why this item, where the shelf's reason does not say it: it is newly released, or there is no shelf."""
 
     @_builtins.property
     def promotion(self) -> Global___PromotionMark:
