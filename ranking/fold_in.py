@@ -16,14 +16,14 @@ from ranking.history import History
 
 def fold_in(listeners: Listeners, history: History, snapshot: Snapshot) -> Listeners:
     """The listeners, with vector and genre weights for each who has plays but no record that can be used."""
-    placeless = (listeners.known != Known.RECORD) & (np.bincount(history.query, minlength=len(listeners.known)) > 0)
+    placeless = (listeners.known != Known.RECORD) & (np.diff(history.start) > 0)
     if not placeless.any():
         return listeners
     vectors, weights = listeners.vectors.copy(), listeners.genre_weights.copy()
     for query in np.flatnonzero(placeless).tolist():
-        mine = history.of(query)
-        vectors[query] = solve(mine.row, snapshot)
-        weights[query] = _genre_weights(mine, snapshot)
+        mine = slice(history.start[query], history.start[query + 1])
+        vectors[query] = solve(history.row[mine], snapshot)
+        weights[query] = _genre_weights(history.row[mine], history.plays[mine], snapshot)
     known = np.where(placeless & (listeners.known == Known.STRANGER), Known.FOLDED_IN, listeners.known)
     folded = {"vectors": vectors, "genre_weights": weights, "known": known.astype(np.uint8), "folded_in": placeless}
     return replace(listeners, **folded)
@@ -37,12 +37,12 @@ def solve(rows: NDArray[np.int64], snapshot: Snapshot) -> NDArray[np.float32]:
     return np.linalg.solve(left, trained["alpha"] * played.sum(axis=0)).astype(np.float32)
 
 
-def _genre_weights(history: History, snapshot: Snapshot) -> NDArray[np.float32]:
+def _genre_weights(rows: NDArray[np.int64], plays: NDArray[np.int64], snapshot: Snapshot) -> NDArray[np.float32]:
     """The share of each genre in what was played, `[genre]`; an item's genres weigh 1, 1/2, 1/3 … in their order."""
-    genre = snapshot.columns["genre"][history.row]
+    genre = snapshot.columns["genre"][rows]
     share = np.where(genre >= 0, 1 / np.arange(1, GENRES_PER_ITEM + 1), 0.0)
     share /= np.maximum(share.sum(axis=1, keepdims=True), 1e-12)
     weight = np.zeros(len(snapshot.manifest.genres))
-    np.add.at(weight, genre[genre >= 0], (share * np.log1p(history.plays)[:, None])[genre >= 0])
+    np.add.at(weight, genre[genre >= 0], (share * np.log1p(plays)[:, None])[genre >= 0])
     total = weight.sum()
     return (weight / total if total > 0 else weight).astype(np.float32)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.recent_state import PLAYED, RecentState
 from features.snapshot import Snapshot
+from ranking.compiled import compiled
 
 DAY_S = 86_400
 
@@ -16,23 +17,18 @@ DAY_S = 86_400
 class History:
     """A batch's plays, `[play]`, of each listener one per item; items that the snapshot lacks are left out."""
 
+    start: NDArray[np.int64]  # [query + 1]; query q owns start[q]:start[q + 1]
     query: NDArray[np.int64]  # whose, ascending
     row: NDArray[np.int64]
     day: NDArray[np.int64]  # of the latest play, since 1970; 0: unknown
     plays: NDArray[np.int64]
 
-    def of(self, query: int) -> "History":
-        """The plays of one listener."""
-        mine = slice(*np.searchsorted(self.query, [query, query + 1]))
-        return History(query=self.query[mine], row=self.row[mine], day=self.day[mine], plays=self.plays[mine])
 
-    def weight(self, now: NDArray[np.int64], half_life_days: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How much each play counts at `now` `[query]` seconds: log plays, halved every half-life `[query]`, `[play]`.
-
-        Plays of unknown time do not fade.
-        """
-        age = np.where(self.day > 0, np.maximum(now[self.query] // DAY_S - self.day, 0), 0)
-        return np.log1p(self.plays) * np.exp2(-age / half_life_days[self.query])
+@compiled
+def weight(plays: int, day: int, today: int, half_life_days: float) -> float:
+    """How much plays count today: their log, halved every half-life; plays of unknown time do not fade."""
+    age = max(today - day, 0) if day > 0 else 0
+    return float(np.log1p(plays) * 2.0 ** (-age / half_life_days))
 
 
 def recall(listeners: Listeners, snapshot: Snapshot) -> History:
@@ -40,12 +36,9 @@ def recall(listeners: Listeners, snapshot: Snapshot) -> History:
     rows = snapshot.rows_of(listeners.recent_keys)
     query = np.repeat(np.arange(len(listeners.known)), np.diff(listeners.recent_start))
     here = rows >= 0
-    recorded = History(
-        query=query[here],
-        row=rows[here],
-        day=listeners.recent_days[here].astype(np.int64),
-        plays=listeners.recent_plays[here].astype(np.int64),
-    )
+    day, plays = listeners.recent_days[here].astype(np.int64), listeners.recent_plays[here].astype(np.int64)
+    queries = len(listeners.known)
+    recorded = History(start=_starts(query[here], queries), query=query[here], row=rows[here], day=day, plays=plays)
     return _joined(recorded, listeners.state, snapshot) if len(listeners.state.did) else recorded
 
 
@@ -59,4 +52,10 @@ def _joined(recorded: History, state: RecentState, snapshot: Snapshot) -> Histor
     plays, days = np.zeros(len(both), np.int64), np.zeros(len(both), np.int64)
     np.add.at(plays, which, np.concatenate((recorded.plays, np.ones(len(query), np.int64))))
     np.maximum.at(days, which, np.concatenate((recorded.day, day)))
-    return History(query=both >> 32, row=both & 0xFFFFFFFF, day=days, plays=plays)
+    query = both >> 32
+    start = _starts(query, len(recorded.start) - 1)
+    return History(start=start, query=query, row=both & 0xFFFFFFFF, day=days, plays=plays)
+
+
+def _starts(query: NDArray[np.int64], queries: int) -> NDArray[np.int64]:
+    return np.searchsorted(query, np.arange(queries + 1))

@@ -83,7 +83,7 @@ def feed(
         return candidates
     depth = max(candidates.rows.shape[1], snapshot.columns["popular"].shape[1])
     some = lines.take(thin)
-    more = drop(queries, some, history, snapshot, from_list(queries, some, listeners, snapshot, depth))
+    more = drop(queries, some, history, snapshot, from_list(queries, some, listeners, history, snapshot, depth))
     better = (more.fate == Fate.KEPT).sum(axis=1) > (candidates.fate[thin] == Fate.KEPT).sum(axis=1)
     return widened(candidates, depth, thin[better], more.take(np.flatnonzero(better)))
 

@@ -1,43 +1,48 @@
 """Draws the lines of a batch: one for each shelf that each listener can have."""
 
+from typing import Final, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
-from ranking.history import History
+from ranking.compiled import compiled
+from ranking.history import DAY_S, History, weight
 from ranking.params import INDEX
 from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Why
 from ranking.types import HomeQuery, Lines
+
+SEARCHED: Final = ("taste", "discover", "genre")
+_UNHEARD: Final = (Known.LATE, Known.DOWN)  # nobody can say what they hid
+_FOR_ALL: Final = ("popular", "editorial", "given")
 
 
 def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: History, snapshot: Snapshot) -> Lines:
     """The lines of every query, top shelf first; a shelf that cannot be filled for its listener has none."""
     near = snapshot.rows_of(np.array([query.near for query in queries], np.uint64))
     subjects = {
-        "neighbours": _anchors(queries, history, snapshot),
-        "genre": _genres(listeners),
-        "given": np.where([query.near != 0 for query in queries], near, -1)[:, None],
+        "neighbours": _anchors(queries, history, snapshot).tolist(),
+        "genre": _genres(listeners).tolist(),
+        "given": [[row if query.near else -1] for query, row in zip(queries, near.tolist(), strict=True)],
     }
-    has_taste = np.any(listeners.vectors != 0, axis=1)  # a listener whom training could not place has a zero vector
-    unhidden = np.isin(listeners.known, (Known.LATE, Known.DOWN))  # nobody can say what they hid
-    has_played = np.bincount(history.query, minlength=len(queries)) > 0
+    has_taste = np.any(listeners.vectors != 0, axis=1).tolist()  # whom training could not place has a zero vector
+    has_played = (np.diff(history.start) > 0).tolist()
     drawn: list[tuple[int, int, ShelfSpec, int]] = []
-    for number, query in enumerate(queries):
-        blind = bool(unhidden[number]) and query.hidden is None
+    for number, (query, known) in enumerate(zip(queries, listeners.known.tolist(), strict=True)):
+        blind = known in _UNHEARD and query.hidden is None
         for slot, spec in enumerate(asked(query)):
-            if blind and spec.source not in {"popular", "editorial", "given"}:
+            source = spec.source
+            if blind and source not in _FOR_ALL:
                 continue
-            subject = int(subjects[spec.source][number, spec.nth - 1]) if spec.source in subjects else -1
-            needs = {
-                "taste": has_taste[number],
-                "discover": has_taste[number],
-                "genre": has_taste[number] and subject >= 0,
-                "neighbours": subject >= 0,
-                "history": has_played[number],
-            }
-            if needs.get(spec.source, True):
-                drawn.append((number, slot, spec, subject))
+            subject = subjects[source][number][spec.nth - 1] if source in subjects else -1
+            if (
+                (source in SEARCHED and not has_taste[number])
+                or (source in {"genre", "neighbours"} and subject < 0)
+                or (source == "history" and not has_played[number])
+            ):
+                continue
+            drawn.append((number, slot, spec, subject))
     return _columns(drawn, queries, listeners, has_taste)
 
 
@@ -50,7 +55,7 @@ def _columns(
     drawn: list[tuple[int, int, ShelfSpec, int]],
     queries: tuple[HomeQuery, ...],
     listeners: Listeners,
-    has_taste: NDArray[np.bool_],
+    has_taste: list[bool],
 ) -> Lines:
     specs = tuple(spec for _, _, spec, _ in drawn)
     allow = [query.allow_explicit for query in queries]
@@ -66,7 +71,7 @@ def _columns(
         skip_played=np.array([spec.skip_played for spec in specs], np.bool_),
         source=np.array([spec.source for spec in specs], np.str_),
         subject=np.array([subject for _, _, _, subject in drawn], np.int64),
-        why=tuple(_why(spec, subject, bool(has_taste[number])) for number, _, spec, subject in drawn),
+        why=tuple(_why(spec, subject, has_taste[number]) for number, _, spec, subject in drawn),
         params=np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX)),
         page_params=np.array([query.surface.params for query in queries]),
         specs=specs,
@@ -87,23 +92,56 @@ def _why(spec: ShelfSpec, subject: int, has_taste: bool) -> Why:
 def _anchors(queries: tuple[HomeQuery, ...], history: History, snapshot: Snapshot) -> NDArray[np.int64]:
     """The items that each listener plays most now and that have neighbours, by different artists, `[query, nth]`."""
     found = np.full((len(queries), MOST_SUBJECTS), -1, np.int64)
-    known = snapshot.columns["neighbour_row"]
-    if not len(history.row) or not len(known):
-        return found
-    now = np.array([query.now for query in queries], np.int64)
-    half_life = np.array([query.surface.params[INDEX["recency_half_life_days"]] for query in queries])
-    place = np.minimum(np.searchsorted(known, history.row), len(known) - 1)
-    usable = np.flatnonzero(known[place] == history.row)
-    weight = history.weight(now, half_life)[usable]
-    order = usable[np.lexsort((history.row[usable], -weight, history.query[usable]))]
-    best = order[_rank(history.query[order]) < 2 * MOST_SUBJECTS]
-    artist = snapshot.columns["artist_key"][history.row[best]]
-    pairs = np.stack((history.query[best].astype(np.uint64), np.where(artist > 0, artist, history.row[best])), axis=1)
-    best = best[np.sort(np.unique(pairs, axis=0, return_index=True)[1])]
-    rank = _rank(history.query[best])
-    best, rank = best[rank < MOST_SUBJECTS], rank[rank < MOST_SUBJECTS]
-    found[history.query[best], rank] = history.row[best]
+    plays = Plays(
+        history.start,
+        history.row,
+        history.day,
+        history.plays,
+        np.array([query.now // DAY_S for query in queries], np.int64),
+        np.array([query.surface.params[INDEX["recency_half_life_days"]] for query in queries]),
+    )
+    _find_anchors(plays, snapshot.columns["artist_key"], snapshot.columns["neighbour_row"], found)
     return found
+
+
+class Plays(NamedTuple):
+    """What listeners play, and how it is weighed."""
+
+    start: NDArray[np.int64]  # [query + 1]
+    row: NDArray[np.int64]  # [play], as the columns below
+    day: NDArray[np.int64]
+    plays: NDArray[np.int64]
+    today: NDArray[np.int64]  # [query]
+    half_life_days: NDArray[np.float64]  # [query]
+
+
+@compiled
+def _find_anchors(
+    plays: Plays, artists: NDArray[np.uint64], known: NDArray[np.int32], found: NDArray[np.int64]
+) -> None:
+    for query in range(len(found)):
+        first, last = plays.start[query], plays.start[query + 1]
+        left = np.empty(last - first)
+        for one in range(len(left)):
+            count, day = plays.plays[first + one], plays.day[first + one]
+            left[one] = weight(count, day, plays.today[query], plays.half_life_days[query])
+        nth = 0
+        while nth < found.shape[1] and len(left) and left.max() >= 0:
+            best = -1
+            for one in range(len(left)):  # ties go to the lower row
+                if left[one] == left.max() and (best < 0 or plays.row[first + one] < plays.row[first + best]):
+                    best = one
+            left[best] = -1
+            row = plays.row[first + best]
+            place = np.searchsorted(known, row)
+            if place == len(known) or known[place] != row:
+                continue
+            fresh = True
+            for before in found[query, :nth]:
+                fresh &= artists[row] == 0 or artists[before] != artists[row]
+            if fresh:
+                found[query, nth] = row
+                nth += 1
 
 
 def _genres(listeners: Listeners) -> NDArray[np.int64]:
@@ -114,8 +152,3 @@ def _genres(listeners: Listeners) -> NDArray[np.int64]:
     played = np.take_along_axis(weights, best, axis=1) > 0
     found[:, : best.shape[1]] = np.where(played, best, -1)
     return found
-
-
-def _rank(query: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each entry among those of its query, which stand together, `[entry]`."""
-    return np.arange(len(query)) - np.searchsorted(query, query)

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.history import History
+from ranking.lists import Asked
 from ranking.retrieve import missed_by
 from ranking.score import Facts, facts_for, item_terms
 from ranking.types import Candidates, Fate, HomeQuery, Lines, Pages, TracedLine
@@ -23,7 +24,7 @@ def trace(  # noqa: PLR0913, PLR0917  # tells of everything
 ) -> tuple[tuple[TracedLine, ...], ...]:
     """The lines of each query that is traced, none of the others; `found` is what retrieval found."""
     facts = facts_for(queries, lines.query, lines.params, history, snapshot)
-    missed = _missed(queries, lines, listeners, snapshot, found)
+    missed = _missed(Asked(queries, lines, listeners, history, snapshot), found)
     return tuple(
         tuple(
             _line(line, lines, candidates, pages, facts, float(missed[line]))
@@ -53,13 +54,11 @@ def _line(line: int, lines: Lines, candidates: Candidates, pages: Pages, facts: 
     )
 
 
-def _missed(
-    queries: tuple[HomeQuery, ...], lines: Lines, listeners: Listeners, snapshot: Snapshot, found: Candidates
-) -> NDArray[np.float64]:
+def _missed(asked: Asked, found: Candidates) -> NDArray[np.float64]:
     """By how much the item that each query asks about was not found, `[line]`."""
-    missed = np.full(len(lines), np.nan)
-    rows = snapshot.rows_of(np.array([query.about for query in queries], np.uint64))
+    lines, missed = asked.lines, np.full(len(asked.lines), np.nan)
+    rows = asked.snapshot.rows_of(np.array([query.about for query in asked.queries], np.uint64))
     for number in np.flatnonzero(rows >= 0).tolist():
         own = slice(lines.first[number], lines.first[number + 1])
-        missed[own] = missed_by(int(rows[number]), queries, lines, listeners, snapshot, found)[own]
+        missed[own] = missed_by(int(rows[number]), asked, found)[own]
     return missed
