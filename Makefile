@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12; do \
 BIN := .venv/bin
 OUT := .
 
-.PHONY: help demo test lint protos lock
+.PHONY: help demo test bench lint protos lock
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ demo: .venv/.ready ## a listening world, trained, published, served; prints a Ho
 
 test: .venv/.ready ## all tests (ARGS="-k home": some)
 	$(BIN)/pytest $(ARGS)
+
+bench: .venv/.ready ## how long a page takes, stage by stage (ARGS="--json": as JSON)
+	$(BIN)/mantel bench $(ARGS)
 
 lint: .venv/.ready ## style, format, types, contract
 	$(BIN)/ruff check .

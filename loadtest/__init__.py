@@ -1,1 +1,1 @@
-"""Load: Locust users and the verdict."""
+"""Load: Locust users and the verdict; what the core takes by itself."""

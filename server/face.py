@@ -94,10 +94,11 @@ def favourites(user_id: str, rows: Sequence[tuple[str, str, str, int]]) -> Table
 
 
 @contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def progress(*, quiet: bool = False, still: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A callback (stage, done, total) that draws one bar per stage; a total of 0 is not known.
 
-    Of what is interrupted or fails no half-drawn bar stays.
+    Of what is interrupted or fails no half-drawn bar stays. Still bars are drawn in the callback only, by no thread of
+    their own, which would disturb what is measured.
     """
     bars = Progress(
         SpinnerColumn(),
@@ -107,6 +108,7 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]
         TimeElapsedColumn(),
         console=Console(stderr=True),
         disable=quiet,
+        auto_refresh=not still,
     )
     tasks: dict[str, Any] = {}
 
@@ -114,7 +116,7 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]
         if stage not in tasks:
             _finish(bars, tasks)
             tasks[stage] = bars.add_task(stage, total=total or None)
-        bars.update(tasks[stage], completed=done, total=total or None)
+        bars.update(tasks[stage], completed=done, total=total or None, refresh=still)
 
     try:
         with bars:

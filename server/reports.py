@@ -4,14 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.admin.v1 import admin_pb2
-from server.face import console, table
+from server.face import AS_TYPED, console, table
 from server.memory import peak_bytes, readable
+
+QUIET_SHARE: Final = 0.95  # of its core's time; with less, figures tell of the machine's other work too
 
 
 def tables(folder: Path, summary: Any, seconds: float) -> None:
@@ -92,6 +94,38 @@ def _against(figure: Any) -> tuple[str, str]:
     change = figure.difference
     span = f"{change.relative:+.1%} [{change.relative_low:+.1%}, {change.relative_high:+.1%}]"
     return f"{figure.mean:.4f}", span if change.mean else ""
+
+
+def bench(conditions: Any, figures: Sequence[Any], *, as_json: bool) -> None:
+    """Figures by stage, preset and batch; those of markets with all licences and with few; under which conditions."""
+    sizes = [one for one in figures if one.licensed is None]
+    markets = [one for one in figures if one.licensed is not None]
+    if as_json:
+        told = {"stages": [asdict(one) for one in sizes], "markets": [asdict(one) for one in markets]}
+        print(json.dumps({"conditions": asdict(conditions)} | told))
+        return
+    out, now = console(), conditions
+    rows = [(stage, *(f"{one.micros[stage]:,.1f}" for one in sizes)) for stage in sizes[0].micros]
+    rows.append(("total", *(f"{one.total:,.1f}" for one in sizes)))
+    columns = ("stage", *(f"{one.preset}, {one.batch}" for one in sizes))
+    out.print(table("microseconds per request, by preset and requests in a batch", columns, rows))
+    rows = [
+        (f"{100 * one.licensed:.3g} % of the items", f"{one.total:,.1f}", f"{one.shelves:.1f}", f"{one.items:.1f}")
+        for one in markets
+    ]
+    columns = ("the market may show", "us per request", "shelves a page", "items a page")
+    out.print(table(f"licences: {markets[0].preset}, {markets[0].batch} requests in a batch", columns, rows))
+    batches = dict.fromkeys(f"{one.batches:,} batches of {one.batch}" for one in sizes)
+    index = f"{now.index}, {now.nprobe} cells searched" if now.nprobe else now.index
+    versions = " · ".join(f"{name} {version}" for name, version in now.versions.items())
+    lines = (
+        f"medians of {', '.join(batches)} · records in, responses out: no gRPC, no Redis",
+        f"{now.items:,} items · {index}, recall {now.recall:.3f} of the best {now.depth} · {now.snapshot}",
+        f"{now.processor}, {now.cores} cores, one used · {versions}",
+        f"load average {now.load_before:.2f} before, {now.load_after:.2f} after · had {now.core_share:.0%} of its core"
+        + (": others were busy on it, so measure again" if now.core_share < QUIET_SHARE else ""),
+    )
+    out.print("\n".join(lines), **AS_TYPED)
 
 
 def publish(report: Any, emptied: Path | None, sizes: Mapping[str, int], *, as_json: bool) -> None:
