@@ -11,11 +11,9 @@ from features.snapshot import Limit, Snapshot
 from ranking.compiled import compiled
 from ranking.diversify import Genres, Pool, by_score, calibrated, dpp, mmr, units
 from ranking.params import DIVERSITY, INDEX, Params
+from ranking.surfaces import RESERVE
 from ranking.types import Candidates, Fate, Lines
 
-RESERVE: Final = (
-    3  # picks per place on the shelf, since shelves share their best: with 2, 4 % lost picked-for-you to it
-)
 _SHARED: Final = int(Limit.SHARED)
 _METHOD: Final = INDEX["diversity"]
 _POOL: Final = INDEX["diversity_pool"]

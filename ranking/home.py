@@ -31,7 +31,7 @@ from ranking.types import (
     Pages,
     Shelf,
     Trace,
-    widened,
+    joined,
 )
 
 STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout")
@@ -77,15 +77,13 @@ def feed(
     snapshot: Snapshot,
     candidates: Candidates,
 ) -> Candidates:
-    """Gives lines that the filters left too little another chance: their market's own list, filtered likewise."""
+    """Adds their market's own list, filtered likewise, to lines that the filters left too little."""
     thin = starved(lines, candidates)
     if not len(thin):
         return candidates
-    depth = max(candidates.rows.shape[1], snapshot.columns["popular"].shape[1])
     some = lines.take(thin)
-    more = drop(queries, some, history, snapshot, from_list(queries, some, listeners, history, snapshot, depth))
-    better = (more.fate == Fate.KEPT).sum(axis=1) > (candidates.fate[thin] == Fate.KEPT).sum(axis=1)
-    return widened(candidates, depth, thin[better], more.take(np.flatnonzero(better)))
+    more = from_list(queries, some, listeners, history, snapshot)
+    return joined(candidates, thin, drop(queries, some, history, snapshot, more))
 
 
 def _home(

@@ -138,33 +138,36 @@ def _owners(page: Page, order: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @compiled
 def _fill(page: Page, order: NDArray[np.int64], owner: NDArray[np.int64], marks: NDArray[np.uint8]) -> int:
-    """Marks what each shelf shows, from the top; the row of the lowest that is thin, -1 where none is."""
-    thin = -1
-    taken = np.zeros(len(owner), np.bool_)
-    artists, played = np.empty(page.item.size, np.uint64), 0
-    for row in range(len(order)):
-        line, shown = order[row], 0
-        for pick in range(page.item.shape[1]):
-            item, artist = page.item[line, pick], page.artist[line, pick]
-            marks[line, pick] = Fate.KEPT
-            if item < 0 or shown == page.size[line]:
-                continue
-            if taken[item] or (owner[item] >= 0 and owner[item] != line):
-                marks[line, pick] = Fate.DUPLICATE
-            elif artist > 0 and 0 < page.artist_cap <= np.sum(artists[:played] == artist):
-                marks[line, pick] = Fate.PAGE_CAPPED
-            else:
-                marks[line, pick] = Fate.SHOWN
-                taken[item] = True
-                artists[played] = artist
-                played += 1
-                shown += 1
-        if shown < page.minimum[line]:
-            thin = row
-    for line in order:
-        for pick in range(page.item.shape[1]):  # its owner was not let show it
-            if marks[line, pick] == Fate.DUPLICATE and not taken[page.item[line, pick]]:
-                marks[line, pick] = Fate.PAGE_CAPPED
+    """Marks what each shelf shows, from the top; the row of the lowest that is thin, -1 where none is.
+
+    What the page's cap denies its owner is for the first of the others, whose release may be by another artist.
+    """
+    thin, denied = -1, True
+    while denied:
+        thin, denied = -1, False
+        taken = np.zeros(len(owner), np.bool_)
+        artists, played = np.empty(page.item.size, np.uint64), 0
+        for row in range(len(order)):
+            line, shown = order[row], 0
+            for pick in range(page.item.shape[1]):
+                item, artist = page.item[line, pick], page.artist[line, pick]
+                marks[line, pick] = Fate.KEPT
+                if item < 0 or shown == page.size[line]:
+                    continue
+                if taken[item] or (owner[item] >= 0 and owner[item] != line):
+                    marks[line, pick] = Fate.DUPLICATE
+                elif artist > 0 and 0 < page.artist_cap <= np.sum(artists[:played] == artist):
+                    marks[line, pick] = Fate.PAGE_CAPPED
+                    denied |= owner[item] == line
+                    owner[item] = -1
+                else:
+                    marks[line, pick] = Fate.SHOWN
+                    taken[item] = True
+                    artists[played] = artist
+                    played += 1
+                    shown += 1
+            if shown < page.minimum[line]:
+                thin = row
     return thin
 
 

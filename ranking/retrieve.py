@@ -11,6 +11,7 @@ from ranking.history import History
 from ranking.lines import SEARCHED
 from ranking.lists import Asked, Found, cosines, list_lines, market_rows
 from ranking.params import column
+from ranking.surfaces import RESERVE
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
 LEAST_DEPTH: Final = 256
@@ -33,35 +34,38 @@ def retrieve(
 
 
 def starved(lines: Lines, candidates: Candidates) -> NDArray[np.int64]:
-    """The searched lines that kept too few candidates to fill their shelf, as in a market with few licences."""
+    """The lines for which a search kept too few to choose from, as in a market with few licences.
+
+    Too few is less than what caps, recordings and other shelves may take: with a threshold of one size, `discover` fell
+    to a third of its items in markets of 10 %.
+    """
     kept = np.count_nonzero(candidates.fate == Fate.KEPT, axis=1)
-    thin = np.flatnonzero(kept < np.minimum(lines.size, lines.depth // 2))
+    thin = np.flatnonzero(kept < np.minimum(RESERVE * lines.size, lines.depth // 2))
     found = (candidates.fate[thin] != Fate.PADDING).any(axis=1)  # a search that failed found none
-    return np.asarray(thin[np.isin(lines.source[thin], SEARCHED) & found])
+    return np.asarray(thin[np.isin(lines.source[thin], (*SEARCHED, "neighbours")) & found])
 
 
 def from_list(
-    queries: tuple[HomeQuery, ...],
-    lines: Lines,
-    listeners: Listeners,
-    history: History,
-    snapshot: Snapshot,
-    width: int,
+    queries: tuple[HomeQuery, ...], lines: Lines, listeners: Listeners, history: History, snapshot: Snapshot
 ) -> Candidates:
-    """Candidates of searched lines from their market's popular list, by inner product with the line's query.
+    """Candidates of starved lines from their market's popular list, by affinity to what the line searches for.
 
     The list holds up to 1,000 items that the market may show. Where a market may show 1 % of a million items, its list
     gives .984 of the best twelve in 28 us, the index with a bitmap of the licences .960 in 225 us; where 0.1 %, 1.000
     and .622.
     """
     asked = Asked(queries, lines, listeners, history, snapshot)
-    every = np.arange(len(lines))
-    found = Found(np.full((len(lines), width), -1, np.int64), np.full((len(lines), width), -np.inf))
-    listed = snapshot.columns["popular"][market_rows(asked, every), :width]
-    vectors = snapshot.columns["vector"][np.maximum(listed, 0)]
-    found.put(every, listed, np.vecdot(vectors, _vectors(asked, every)[:, None]))
-    fate = np.where(found.rows < 0, Fate.PADDING, Fate.KEPT).astype(np.uint8)
-    return Candidates(rows=found.rows, scores=found.scores, fate=fate)
+    listed = snapshot.columns["popular"][market_rows(asked, np.arange(len(lines)))].astype(np.int64)
+    scores = np.empty(listed.shape)
+    vectors = snapshot.columns["vector"]
+    searched = np.flatnonzero(lines.source != "neighbours")
+    own = _vectors(asked, searched)
+    scores[searched] = np.vecdot(vectors[np.maximum(listed[searched], 0)], own[:, None])
+    for line in np.flatnonzero(lines.source == "neighbours").tolist():
+        scores[line] = cosines(vectors[np.maximum(listed[line], 0)], vectors[lines.subject[line]])
+        listed[line, listed[line] == lines.subject[line]] = -1
+    fate = np.where(listed < 0, Fate.PADDING, Fate.KEPT).astype(np.uint8)
+    return Candidates(rows=listed, scores=np.where(listed < 0, -np.inf, scores), fate=fate)
 
 
 def missed_by(row: int, asked: Asked, candidates: Candidates) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from ranking.history import DAY_S, History
 from ranking.params import INDEX, Params
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
+_SAME: Final = 1e-6  # affinities nearer than this share of themselves differ by float32's noise: they are not spread
 _AFFINITY: Final = INDEX["affinity_weight"]
 _POPULARITY: Final = INDEX["popularity_weight"]
 _FRESHNESS: Final = INDEX["freshness_weight"]
@@ -95,7 +96,7 @@ def _score(
                 low, high = min(low, found[line, place]), max(high, found[line, place])
         if low > high:
             continue
-        span = high - low if high > low else 1.0
+        span = high - low if high - low > _SAME * max(abs(high), abs(low)) else 1.0
         params = facts.params[line]
         popular, fresh, novel = params[_POPULARITY], params[_FRESHNESS], params[_NOVELTY]
         half_life, today, played = params[_HALF_LIFE], facts.today[facts.query[line]], _played(facts, line)

@@ -23,6 +23,9 @@ from ranking.params import PARAMS, Params, Value, resolve
 
 DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
 
+RESERVE: Final = 3
+"""Picks per place on a shelf, since shelves share their best: with 2, 4 % of listeners lost picked-for-you to it."""
+
 MOST_SUBJECTS: Final = 4  # of a listener's anchors or genres, how many may have a shelf
 
 Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular", "newest", "editorial"]

@@ -118,18 +118,19 @@ class Candidates:
     fate: NDArray[np.uint8]
     picks: NDArray[np.int64] = field(default_factory=_no_picks)  # [line, pick], places in the order of choice; -1: none
 
-    def take(self, chosen: NDArray[np.int64]) -> "Candidates":
-        """The candidates of some lines."""
-        return Candidates(rows=self.rows[chosen], scores=self.scores[chosen], fate=self.fate[chosen])
 
-
-def widened(candidates: Candidates, width: int, lines: NDArray[np.int64], more: Candidates) -> Candidates:
-    """The candidates, padded to a width, with those of some lines replaced."""
-    missing = ((0, 0), (0, width - candidates.rows.shape[1]))
-    rows = np.pad(candidates.rows, missing, constant_values=-1)
-    scores = np.pad(candidates.scores, missing, constant_values=-np.inf)
-    fate = np.pad(candidates.fate, missing, constant_values=Fate.PADDING)
-    rows[lines], scores[lines], fate[lines] = more.rows, more.scores, more.fate
+def joined(candidates: Candidates, lines: NDArray[np.int64], more: Candidates) -> Candidates:
+    """The candidates, with more for some lines behind them; what a line has already is not added."""
+    width = candidates.rows.shape[1]
+    wider = ((0, 0), (0, more.rows.shape[1]))
+    rows = np.pad(candidates.rows, wider, constant_values=-1)
+    scores = np.pad(candidates.scores, wider, constant_values=-np.inf)
+    fate = np.pad(candidates.fate, wider, constant_values=Fate.PADDING)
+    for number, line in enumerate(lines.tolist()):
+        new = ~np.isin(more.rows[number], candidates.rows[line])
+        rows[line, width:][new] = more.rows[number, new]
+        scores[line, width:][new] = more.scores[number, new]
+        fate[line, width:][new] = more.fate[number, new]
     return Candidates(rows=rows, scores=scores, fate=fate)
 
 

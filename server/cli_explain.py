@@ -31,8 +31,7 @@ def explain(
     Needs the role explain. Examples: mantel explain u0000001 t0000042,
     mantel explain u0000001 --set diversity=mmr --set mmr_lambda=0.5
     """
-    from server import calling, face
-    from server.explained import explained
+    from server import calling, explained
 
     if odd := [one for one in set_ or () if "=" not in one]:
         raise InvalidInput(("set", f"{odd[0]!r} is not PARAM=VALUE"))
@@ -46,4 +45,4 @@ def explain(
     if json_:
         typer.echo(MessageToJson(found, preserving_proto_field_name=True, ensure_ascii=False))
     else:
-        face.console().print(explained(found, item_id))
+        explained.show(found, item_id)

@@ -9,14 +9,14 @@ import numpy as np
 
 from features.errors import InvalidInput
 from features.keys import hash64
-from features.snapshot import Snapshot
+from features.snapshot import FOREVER, Snapshot
 from protos.home.v1 import home_pb2
 from ranking.params import INDEX, PARAMS, Params, Value, named, resolve
-from ranking.surfaces import Surface
+from ranking.surfaces import RESERVE, Surface
 from ranking.types import Fate, Home, HomeQuery, Trace, TracedLine
 
 UNKNOWN: Final = ("unknown", "retrieve", "the catalogue has no such item")
-UNDRAWN: Final = ("no_line", "draw", "this shelf cannot be filled for this listener")
+UNDRAWN: Final = ("no_line", "draw", "what fills this shelf (taste, plays, genres) is not known of the listener")
 UNFOUND: Final = ("not_retrieved", "retrieve", "it is not among the candidates of this shelf")
 # fate -> the stage that marks it, and why, as a person reads it
 SENTENCES: Final[Mapping[Fate, tuple[str, str]]] = {
@@ -25,19 +25,21 @@ SENTENCES: Final[Mapping[Fate, tuple[str, str]]] = {
     Fate.PADDING: ("retrieve", "it is no candidate"),
     Fate.MARKET: ("filter", "it is not licensed in the listener's market"),
     Fate.UNAVAILABLE: ("filter", "it is outside its window of availability"),
-    Fate.EXPLICIT: ("filter", "it is marked explicit, and the listener does not allow that"),
+    Fate.EXPLICIT: ("filter", "it is marked explicit, and that is not allowed here"),
     Fate.HIDDEN: ("filter", "the listener hid it"),
     Fate.EXCLUDED: ("filter", "the request excludes it"),
     Fate.PLAYED: ("filter", "the listener has played it, and the shelf shows only what they have not"),
     Fate.OFF_GENRE: ("filter", "it is not of the shelf's genre"),
-    Fate.SAME_RECORDING: ("arrange", "a better release of the same recording is on the shelf or in its reserve"),
-    Fate.CAPPED: ("arrange", "its artist or its album has its share of the shelf already"),
+    Fate.SAME_RECORDING: ("arrange", "another release of its recording scores better on this shelf"),
+    Fate.CAPPED: ("arrange", "its artist or its album may have no more of the shelf"),
     Fate.DUPLICATE: ("layout", "it, or another release of it, stands on another shelf"),
     Fate.PAGE_CAPPED: ("layout", "its artist has its share of the page already"),
     Fate.THIN: ("layout", "its shelf had too few items left to be shown"),
     Fate.LATER: ("layout", "its shelf comes on a later page"),
     Fate.PICKED: ("arrange", "it was chosen for its shelf"),
 }
+_STANDS: Final = (Fate.SHOWN, Fate.LATER)
+_PICKS: Final = (*_STANDS, Fate.KEPT, Fate.DUPLICATE, Fate.PAGE_CAPPED, Fate.THIN)  # of a line that ran out
 
 
 def stages(home: Home, trace: Trace) -> Iterator[home_pb2.StageTrace]:
@@ -84,8 +86,7 @@ def fates(home: Home, snapshot: Snapshot, surface: Surface, item_id: str) -> Ite
         elif len(places := np.flatnonzero(line.rows == row)):
             yield _met(item_id, line, int(places[0]), home, snapshot)
         else:
-            short = "" if np.isnan(line.missed_by) else f"; {line.missed_by:.3f} more affinity would have brought it in"
-            yield _fate(item_id, *UNFOUND[:2], f"{shelf.id}: {UNFOUND[2]}{short}")
+            yield _fate(item_id, *UNFOUND[:2], f"{shelf.id}: {UNFOUND[2]}{_shortfall(line, row, snapshot)}")
 
 
 def item_id_of(snapshot: Snapshot, row: int) -> str:
@@ -132,6 +133,8 @@ def _value(text: str) -> Value:
 def _met(item_id: str, line: TracedLine, place: int, home: Home, snapshot: Snapshot) -> home_pb2.ItemFate:
     fate = Fate(line.fate[place])
     stage, sentence = SENTENCES[fate]
+    if fate is Fate.KEPT and np.isin(line.fate, _STANDS).sum() < line.spec.size:
+        sentence = f"it stands behind the reserve: its shelf is filled from its first {RESERVE * line.spec.size} only"
     said = "".join(
         f"; {one}" for one in (_detail(fate, line, place, home, snapshot), _margin(fate, line, place)) if one
     )
@@ -145,13 +148,25 @@ def _detail(fate: Fate, line: TracedLine, place: int, home: Home, snapshot: Snap
         return f"the market is {home.market or 'unknown'}"
     if fate is Fate.UNAVAILABLE:
         since, until = (int(snapshot.columns[name][row]) for name in ("available_from", "available_until"))
-        return f"it is available from {_day(since)} until {_day(until)}"
+        told = f"from {_day(since)}" if since else "", f"until {_day(until)}" if until < FOREVER else ""
+        return f"it is available {' '.join(filter(None, told))}"
+    if fate is Fate.OFF_GENRE:
+        return f"the genre is {snapshot.manifest.genres[line.subject]}"
     if fate is Fate.THIN:
         return f"it shows nothing with fewer than {line.spec.minimum}"
-    if fate in {Fate.DUPLICATE, Fate.SAME_RECORDING}:
-        return _twin(row, home.lines if fate is Fate.DUPLICATE else (line,), snapshot)
-    if fate in {Fate.CAPPED, Fate.PAGE_CAPPED}:
-        return _artist(row, home.lines if fate is Fate.PAGE_CAPPED else (line,), snapshot)
+    return _rival(fate, row, line, home, snapshot)
+
+
+def _rival(fate: Fate, row: int, line: TracedLine, home: Home, snapshot: Snapshot) -> str:
+    """Which others it lost to."""
+    if fate is Fate.DUPLICATE:
+        return _twin(row, home.lines, snapshot)
+    if fate is Fate.SAME_RECORDING:
+        return _better(row, line, snapshot)
+    if fate is Fate.CAPPED:
+        return _share(row, line, snapshot)
+    if fate is Fate.PAGE_CAPPED:
+        return f"the page holds {_count('artist_key', row, home.lines, _STANDS, snapshot)} by its artist"
     return ""
 
 
@@ -161,27 +176,60 @@ def _twin(row: int, lines: Iterable[TracedLine], snapshot: Snapshot) -> str:
     for line in lines:
         for place in np.flatnonzero(recording[line.rows] == recording[row]).tolist():
             other = int(line.rows[place])
-            if line.fate[place] in {Fate.SHOWN, Fate.LATER}:
+            if line.fate[place] in _STANDS:
                 return f"{'it' if other == row else item_id_of(snapshot, other)} is on {line.spec.id}"
     return ""
 
 
-def _artist(row: int, lines: Iterable[TracedLine], snapshot: Snapshot) -> str:
-    """How many items of its artist are shown."""
-    artist = snapshot.columns["artist_key"]
-    shown = sum(int((artist[line.rows[line.fate == Fate.SHOWN]] == artist[row]).sum()) for line in lines)
-    return f"{shown} by its artist are shown" if artist[row] else ""
+def _better(row: int, line: TracedLine, snapshot: Snapshot) -> str:
+    """The release that the line has of the item's recording, and what became of it."""
+    recording = snapshot.columns["recording_key"]
+    for place in np.flatnonzero(recording[line.rows] == recording[row]).tolist():
+        if (fate := Fate(line.fate[place])) in {*_PICKS, Fate.CAPPED}:
+            return f"that is {item_id_of(snapshot, int(line.rows[place]))}, whose fate is {fate.name.lower()}"
+    return ""
+
+
+def _share(row: int, line: TracedLine, snapshot: Snapshot) -> str:
+    """Which cap the item met; where none, the spacing left it no place."""
+    for cap, column, whose in (
+        ("artist_cap", "artist_key", "by its artist"),
+        ("album_cap", "album_key", "of its album"),
+    ):
+        chosen, most = _count(column, row, (line,), _PICKS, snapshot), int(line.spec.params[INDEX[cap]])
+        if 0 < most <= chosen:
+            return f"shelf and reserve hold {chosen} {whose}"
+    return f"artist_gap {line.spec.params[INDEX['artist_gap']]:g} keeps it from the others by its artist"
+
+
+def _count(column: str, row: int, lines: Iterable[TracedLine], fates: tuple[Fate, ...], snapshot: Snapshot) -> int:
+    """How many items of its artist or album met one of some fates."""
+    keys = snapshot.columns[column]
+    return sum(int((keys[line.rows[np.isin(line.fate, fates)]] == keys[row]).sum()) for line in lines if keys[row])
+
+
+def _shortfall(line: TracedLine, row: int, snapshot: Snapshot) -> str:
+    """Why it was not found, where a search was made."""
+    if line.spec.source == "neighbours" and row == line.subject:
+        return "; the shelf is about it"
+    if line.spec.source == "neighbours" and not snapshot.columns["plays"][row]:
+        return "; an item that nobody has played is no neighbour"
+    if np.isnan(line.missed_by):
+        return ""
+    if line.missed_by > 0:
+        return f"; {line.missed_by:.3f} more affinity would have brought it in"
+    return "; its affinity would do: the index passed over it"
 
 
 def _margin(fate: Fate, line: TracedLine, place: int) -> str:
-    """By how much it lost: its score against those that are shown."""
-    shown = np.sort(line.scores[line.fate == Fate.SHOWN])
-    if fate is Fate.SHOWN or not len(shown) or not np.isfinite(line.scores[place]):
+    """By how much it lost: its score against those that are shown; ties go to the lower row."""
+    shown = line.fate == Fate.SHOWN
+    if fate is Fate.SHOWN or not shown.any() or not np.isfinite(line.scores[place]):
         return ""
-    own = float(line.scores[place])
-    if own < shown[0]:
-        return f"its score {own:.3f} is {shown[0] - own:.3f} below the lowest shown"
-    rank = 1 + int((shown > own).sum())
+    own, others = float(line.scores[place]), line.scores[shown]
+    rank = 1 + int(((others > own) | ((others == own) & (line.rows[shown] < line.rows[place]))).sum())
+    if rank > len(others):
+        return f"its score {own:.3f} is {others.min() - own:.3f} below the lowest shown"
     return f"by its score {own:.3f} alone it would stand in place {rank}"
 
 
@@ -203,7 +251,9 @@ def dropped(home: Home, snapshot: Snapshot, item_ids: Iterable[str]) -> Iterator
         for place, row in enumerate(line.rows.tolist()):
             item_id = known.pop(int(snapshot.columns["item_key"][row]))
             if line.fate[place] != Fate.SHOWN:
-                stage, sentence = SENTENCES[Fate(line.fate[place])]
-                yield _fate(item_id, Fate(line.fate[place]).name.lower(), stage, sentence)
+                fate = Fate(line.fate[place])
+                stage, sentence = SENTENCES[fate]
+                detail = _detail(fate, line, place, home, snapshot)
+                yield _fate(item_id, fate.name.lower(), stage, "; ".join(filter(None, (sentence, detail))))
     for item_id in known.values():
         yield _fate(item_id, *UNKNOWN)

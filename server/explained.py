@@ -1,27 +1,47 @@
 """An explained page in a terminal: stages, params, an item's fate, and the page that other params would make."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from protos.home.v1 import home_pb2
-from server.face import table
+from server.face import console, table
 
 Page = home_pb2.GetHomeResponse
 
 
-def explained(found: home_pb2.ExplainHomeResponse, item_id: str) -> RenderableType:
-    """What `ExplainHome` answers: of one item where one is named, else of the whole page."""
+def show(found: home_pb2.ExplainHomeResponse, item_id: str) -> None:
+    """Prints what `ExplainHome` answers: of one item where one is named, else of the whole page."""
+    screen = console()
+    for part in _parts(found, item_id):
+        screen.print(part, soft_wrap=isinstance(part, Text))  # a sentence stays on one line, for grep
+
+
+def _parts(found: home_pb2.ExplainHomeResponse, item_id: str) -> list[RenderableType]:
     parts: list[RenderableType] = [_stages(found)]
     if item_id:
-        parts += [Text(), *(Text(f"{one.stage:<9}{one.fate:<14}{one.text}") for one in found.fates)]
+        parts += [Text(), *map(_fate, found.fates)]
     else:
         parts += [Text(), _params(found), Text(), _scores(found)]
     if found.HasField("what_if"):
+        parts += [Text(), Text("what if", "bold"), *_changed(found), *map(_fate, found.what_if_fates)]
         parts += [Text(), *_difference(found.response, found.what_if)]
-    return Group(*parts)
+    return parts
+
+
+def _fate(one: home_pb2.ItemFate) -> Text:
+    return Text(f"{one.stage:<9}{one.fate:<15}{one.text}")
+
+
+def _changed(found: home_pb2.ExplainHomeResponse) -> Iterator[Text]:
+    """Which params would have another value."""
+    before = {value.name: value for value in found.params}
+    for value in found.what_if_params:
+        old = before.get(value.name) or before[value.name.rpartition(".")[2]]
+        if old.value != value.value:
+            yield Text(f"{value.name}: {old.value} ({old.origin}) -> {value.value} ({value.origin})")
 
 
 def _stages(found: home_pb2.ExplainHomeResponse) -> Table:
@@ -57,7 +77,7 @@ def _names(found: home_pb2.ExplainHomeResponse) -> list[str]:
 def _difference(before: Page, after: Page) -> list[RenderableType]:
     """Which items each shelf would lose and gain."""
     old, new = _shelves(before), _shelves(after)
-    out: list[RenderableType] = [Text("what if", "bold")]
+    out: list[RenderableType] = []
     for name in dict.fromkeys((*old, *new)):
         lost = [title for item, title in old.get(name, {}).items() if item not in new.get(name, {})]
         gained = [title for item, title in new.get(name, {}).items() if item not in old.get(name, {})]

@@ -67,7 +67,7 @@ class HomeService:
         query = to_query(asked, self.surfaces, call.principal, now=int(self.now()))
         query = replace(query, traced=True, about=hash64(request.item_id) if request.item_id else 0)
         other = explain.what_if(query, request.set_params) if request.set_params else None
-        served = await self._submit(query, call)
+        served = await self.batcher.submit(query, deadline=call.deadline)  # not logged as served
         home, snapshot = served.home, served.snapshot
         response = home_pb2.ExplainHomeResponse(
             stages=explain.stages(home, served.trace),
@@ -77,9 +77,12 @@ class HomeService:
         )
         response.response.MergeFromString(encode_home(home, snapshot, locale=locale, request_id=call.request_id))
         if other is not None:
-            then = await self._submit(other, call)
+            then = await self.batcher.submit(other, deadline=call.deadline)
             page = encode_home(then.home, then.snapshot, locale=locale, request_id=call.request_id)
             response.what_if.MergeFromString(page)
+            response.what_if_params.extend(explain.params(other.surface))
+            if request.item_id:
+                response.what_if_fates.extend(explain.fates(then.home, then.snapshot, other.surface, request.item_id))
         return response
 
     async def _submit(self, query: HomeQuery, call: Call) -> Served:

@@ -955,6 +955,8 @@ class ExplainHomeResponse(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     FATES_FIELD_NUMBER: _builtins.int
     WHAT_IF_FIELD_NUMBER: _builtins.int
+    WHAT_IF_PARAMS_FIELD_NUMBER: _builtins.int
+    WHAT_IF_FATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def response(self) -> Global___GetHomeResponse:
         """The page."""
@@ -979,6 +981,14 @@ class ExplainHomeResponse(_message.Message):
     def what_if(self) -> Global___GetHomeResponse:
         """The page with `set_params` applied, where any were given."""
 
+    @_builtins.property
+    def what_if_params(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParamValue]:
+        """The params of that page."""
+
+    @_builtins.property
+    def what_if_fates(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemFate]:
+        """What became of the named item on that page."""
+
     def __init__(
         self,
         *,
@@ -988,10 +998,12 @@ class ExplainHomeResponse(_message.Message):
         scores: _abc.Iterable[Global___ScoreTerms] | None = ...,
         fates: _abc.Iterable[Global___ItemFate] | None = ...,
         what_if: Global___GetHomeResponse | None = ...,
+        what_if_params: _abc.Iterable[Global___ParamValue] | None = ...,
+        what_if_fates: _abc.Iterable[Global___ItemFate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "what_if", b"what_if"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fates", b"fates", "params", b"params", "response", b"response", "scores", b"scores", "stages", b"stages", "what_if", b"what_if"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fates", b"fates", "params", b"params", "response", b"response", "scores", b"scores", "stages", b"stages", "what_if", b"what_if", "what_if_fates", b"what_if_fates", "what_if_params", b"what_if_params"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,7 +1075,7 @@ class ParamValue(_message.Message):
     value: _builtins.str
     """Its value."""
     origin: _builtins.str
-    """Where the value came from: "default", "surface", "experiment/arm" or "request"."""
+    """Where the value came from: "default", "preset NAME", "surface", "shelf", "EXPERIMENT/ARM" or "request"."""
     def __init__(
         self,
         *,
