@@ -55,17 +55,25 @@ def from_list(
     and .622.
     """
     asked = Asked(queries, lines, listeners, history, snapshot)
-    listed = snapshot.columns["popular"][market_rows(asked, np.arange(len(lines)))].astype(np.int64)
-    scores = np.empty(listed.shape)
-    vectors = snapshot.columns["vector"]
-    searched = np.flatnonzero(lines.source != "neighbours")
-    own = _vectors(asked, searched)
-    scores[searched] = np.vecdot(vectors[np.maximum(listed[searched], 0)], own[:, None])
-    for line in np.flatnonzero(lines.source == "neighbours").tolist():
-        scores[line] = cosines(vectors[np.maximum(listed[line], 0)], vectors[lines.subject[line]])
-        listed[line, listed[line] == lines.subject[line]] = -1
-    fate = np.where(listed < 0, Fate.PADDING, Fate.KEPT).astype(np.uint8)
-    return Candidates(rows=listed, scores=np.where(listed < 0, -np.inf, scores), fate=fate)
+    columns, neighbours = snapshot.columns, lines.source == "neighbours"
+    own = np.empty((len(lines), snapshot.manifest.dimension), np.float32)
+    own[~neighbours] = _vectors(asked, np.flatnonzero(~neighbours))
+    own[neighbours] = columns["vector"][lines.subject[neighbours]]
+    markets, which = np.unique(market_rows(asked, np.arange(len(lines))), return_inverse=True)
+    listed = columns["popular"][markets].astype(np.int64)
+    vectors = columns["vector"][np.maximum(listed, 0)]  # of each market once: gathering costs more than the products
+    length = np.sqrt(np.vecdot(vectors, vectors)).astype(np.float64)
+    rows, scores = listed[which], np.empty((len(lines), listed.shape[1]))
+    for line, market in enumerate(which.tolist()):
+        scores[line] = np.vecdot(vectors[market], own[line][None])
+        if neighbours[line]:
+            scores[line] /= np.where(length[market] > 0, length[market] * np.linalg.norm(own[line]), 1)
+    absent = (rows < 0) | (neighbours & (rows == lines.subject[:, None]).T).T
+    scores[absent] = -np.inf
+    best = np.argpartition(-scores, min(LEAST_DEPTH, rows.shape[1]) - 1, axis=1)[:, :LEAST_DEPTH]
+    rows, scores = np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+    fate = np.where(scores == -np.inf, Fate.PADDING, Fate.KEPT).astype(np.uint8)
+    return Candidates(rows=np.where(scores == -np.inf, -1, rows), scores=scores, fate=fate)
 
 
 def missed_by(row: int, asked: Asked, candidates: Candidates) -> NDArray[np.float64]:
