@@ -14,6 +14,7 @@ from features.state import State
 from server.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
+    from features.offline.diversity import Variant
     from protos.client import HomeClient
 
 TRIES: Final = 10
@@ -37,7 +38,7 @@ def evaluate(
     Example: mantel evaluate --data W
     """
     from features.offline.build import BuildSettings
-    from features.offline.diversity import surfaces_text, trade_off
+    from features.offline.diversity import VARIANTS, surfaces_text, trade_off
     from features.offline.evaluate import evaluate as run
     from features.offline.evaluate import prepare
     from server import face, reports
@@ -47,10 +48,11 @@ def evaluate(
         work = Path(name)
         if diversity:
             trial = prepare(data, work, settings=settings, seed=seed, progress=tell)
-            (work / "surfaces.toml").write_text(surfaces_text(), encoding="utf-8")
+            variants = (*VARIANTS, _shipped_preset())
+            (work / "surfaces.toml").write_text(surfaces_text(variants), encoding="utf-8")
             flags = {"surfaces": str(work / "surfaces.toml")}
             with _served(work, trial.folder, trial.users, tell, flags) as ask:
-                found = trade_off(trial, ask)
+                found = trade_off(trial, ask, variants)
         else:
             serve = partial(_serve_unplayed, work, tell)
             measured = run(data, work, settings=settings, seed=seed, serve=serve, progress=tell)
@@ -58,6 +60,18 @@ def evaluate(
         reports.trade_offs(found, as_json=json_)
     else:
         reports.evaluation(measured, as_json=json_)
+
+
+def _shipped_preset() -> "Variant":
+    """How a shelf of taste is chosen with the preset `full`, as the shipped surfaces have it."""
+    from features.offline.diversity import Variant
+    from ranking.params import PARAMS, named
+    from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
+
+    (shelf,) = load_surfaces(DEFAULT_SURFACES, "full")["evaluation"].shelves
+    changed = [(param, value) for param, value in zip(PARAMS, shelf.params, strict=True) if value != param.default]
+    params = {param.name: named(param, value) if param.choices else float(value) for param, value in changed}
+    return Variant(name="preset-full", params=params)
 
 
 def _serve_unplayed(work: Path, tell: Progress, snapshot: Path, users: Sequence[str]) -> list[list[str]]:

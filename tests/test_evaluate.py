@@ -39,6 +39,15 @@ def test_served_pages_are_as_relevant_as_the_exact_model(imported: Path) -> None
     assert found["index"]["recall"] >= 0.98
 
 
+def test_the_full_preset_calibrates_at_no_loss(imported: Path) -> None:
+    """On picked-for-you's source it is at least 10 % nearer to the listener's own mix, at 1.5 % of NDCG@20 at most."""
+    found = json.loads(mantel("evaluate", "--data", "W", "--diversity", "--json", folder=imported))
+    (full,) = (one for one in found if one["variant"]["name"] == "preset-full")
+    nearer, loss = (full[name]["difference"] for name in ("divergence", "ndcg_20"))
+    assert nearer["high"] <= -0.10 * nearer["reference"]
+    assert loss["mean"] >= -0.015 * loss["reference"]
+
+
 def test_a_fan_recognises_the_page(imported: Path) -> None:
     """Listener 2 plays Duran Duran; among the picks are artists of that kind, none of whom they played."""
     mantel("build", "--data", "W", "--out", "S", "--quiet", folder=imported)
