@@ -134,27 +134,26 @@ def _show(  # compiled: a tuple of them would cost more than the work
 def _page(batch: Batch, query: int, rows: NDArray[np.int64], picks: NDArray[np.int64]) -> Page:
     first, last = batch.first[query], batch.first[query + 1]
     lines, most = picks.shape
-    artist, worth = np.zeros(picks.shape, np.uint64), np.zeros(picks.shape)
-    direction = np.zeros((lines, batch.vector.shape[1]))
-    keys = np.empty(picks.size, np.uint64)
+    worth, direction = np.zeros(picks.shape), np.zeros((lines, batch.vector.shape[1]), np.float32)
+    alike = np.empty((lines, lines))
     own = batch.taste[query]
     known = bool(own.any())
-    counted = 0
     for line in range(lines):
         for pick in range(most):
             if picks[line, pick] < 0:
                 continue
             row = rows[line, picks[line, pick]]
             vector = batch.vector[row]
-            keys[counted] = batch.recording[row]
-            counted += 1
-            artist[line, pick] = batch.artist[row]
             liked = dot(vector, own) if known else batch.popularity[row]
             worth[line, pick] = min(max(liked, 0.0), 1.0)
             if pick < batch.size[first + line]:
                 for dimension in range(len(vector)):
                     direction[line, dimension] += vector[dimension]
-    item = _numbered(picks, np.sort(keys[:counted]), rows, batch.recording, batch.dedupe[query])
+        for other in range(line + 1):
+            alike[line, other] = alike[other, line] = dot(direction[line], direction[other])
+    item = _numbered(picks, rows, batch.recording)
+    if not batch.dedupe[query]:
+        item = np.where(item >= 0, np.arange(picks.size).reshape(picks.shape), -1)
     params = batch.page_params[query]
     return Page(
         batch.size[first:last],
@@ -162,9 +161,9 @@ def _page(batch: Batch, query: int, rows: NDArray[np.int64], picks: NDArray[np.i
         batch.pinned[first:last],
         batch.params[first:last, _WEIGHT].copy(),
         item,
-        artist,
+        _numbered(picks, rows, batch.artist),
         worth,
-        direction,
+        alike,
         params[_ROW],
         params[_COLUMN],
         params[_LIKENESS],
@@ -173,20 +172,20 @@ def _page(batch: Batch, query: int, rows: NDArray[np.int64], picks: NDArray[np.i
 
 
 @compiled
-def _numbered(
-    picks: NDArray[np.int64],
-    keys: NDArray[np.uint64],
-    rows: NDArray[np.int64],
-    recording: NDArray[np.uint64],
-    dedupe: bool,
-) -> NDArray[np.int64]:
-    """A number for each pick, the same where the recording is; all different where a page may repeat items."""
-    item = np.full(picks.shape, -1, np.int64)
-    number = 0
+def _numbered(picks: NDArray[np.int64], rows: NDArray[np.int64], column: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A number for each pick, equal where the column is; -1 where it is 0, or no pick."""
+    number, count = np.full(picks.shape, -1, np.int64), 0
+    places = 2 ** int(np.ceil(np.log2(2 * picks.size + 1)))  # of a table by the keys' last bits, next free one
+    keys, numbers = np.zeros(places, np.uint64), np.empty(places, np.int64)
     for line in range(picks.shape[0]):
         for pick in range(picks.shape[1]):
-            if picks[line, pick] >= 0:
-                key = recording[rows[line, picks[line, pick]]]
-                item[line, pick] = np.searchsorted(keys, key) if dedupe else number
-                number += 1
-    return item
+            key = column[rows[line, picks[line, pick]]] if picks[line, pick] >= 0 else np.uint64(0)
+            if key > 0:
+                place = np.int64(key & np.uint64(places - 1))
+                while keys[place] > 0 and keys[place] != key:
+                    place = (place + 1) % places
+                if keys[place] == 0:
+                    keys[place], numbers[place] = key, count
+                    count += 1
+                number[line, pick] = numbers[place]
+    return number
