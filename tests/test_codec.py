@@ -172,10 +172,11 @@ async def test_headings_come_in_the_requests_locale(standing: Served) -> None:
     for locale in ("de-CH", "ja-JP"):
         request = home_pb2.GetHomeRequest(user_id="u0000001", context=home_pb2.Context(locale=locale))
         found = page_of(await get_home(standing, request)).shelves
-        titles[locale] = [shelf.title for shelf in found]
+        titles[locale] = {shelf.id: shelf.title for shelf in found}
         reasons[locale] = {shelf.kind: shelf.reason.text for shelf in found}
-    assert titles["de-CH"][:2] == ["Weiterhören", "Für dich ausgewählt"]
-    assert titles["ja-JP"][:2] == ["Jump back in", "Picked for you"]
+    ids = ("jump-back-in", "picked-for-you")
+    assert [titles["de-CH"][one] for one in ids] == ["Weiterhören", "Für dich ausgewählt"]
+    assert [titles["ja-JP"][one] for one in ids] == ["Jump back in", "Picked for you"]
     assert (reasons["de-CH"]["taste"], reasons["ja-JP"]["taste"]) == ("Nah an deinem Geschmack", "Near your taste")
     assert reasons["de-CH"]["neighbours"].startswith("Weil du ")
 
