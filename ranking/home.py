@@ -20,6 +20,7 @@ from ranking.layout import lay_out
 from ranking.lines import asked, draw_lines
 from ranking.retrieve import from_list, retrieve, starved
 from ranking.score import score
+from ranking.session import steer
 from ranking.trace import trace
 from ranking.types import (
     Candidates,
@@ -48,7 +49,7 @@ def assemble(
     """Pages for a batch of queries, one per query in order; `clock` only times the stages."""
     times = [clock()]
     history = recall(listeners, snapshot)
-    listeners = fold_in(listeners, history, snapshot)
+    listeners = steer(queries, fold_in(listeners, history, snapshot), snapshot)
     lines = draw_lines(queries, listeners, history, snapshot)
     times.append(clock())
     found, failed = retrieve(queries, lines, listeners, history, snapshot)

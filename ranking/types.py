@@ -64,6 +64,7 @@ class HomeQuery:
     excluded: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys
     hidden: NDArray[np.uint64] | None = None  # item keys as the client knows them; None: not said
     shelves: int = 0  # how many to answer from the top; 0: all
+    session: int = 0  # low 32 bits of the hash of the client's session id; 0: it named none
     seed: int = 0  # of (user, session, surface): what makes a discover shelf differ between sessions
     given: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys of the caller's own candidates
     near: int = 0  # item key that given candidates are ranked by nearness to; 0: by the listener's taste

@@ -123,6 +123,7 @@ def _query(request: Request, surface: Surface, *, now: int, shelves: int) -> Hom
         excluded=item_keys(request.exclude_item_ids),
         hidden=item_keys(request.hidden_ids) if request.hidden_ids else None,
         shelves=shelves,
+        session=hash64(request.session_id) & 0xFFFFFFFF if request.session_id else 0,
         seed=hash64(f"{request.user_id}|{request.session_id or now // SESSION_S}|{surface.name}"),
     )
 

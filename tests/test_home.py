@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from features.index import ExactRetriever, Rows, Scores, use_one_thread
 from features.keys import item_keys
 from features.listeners import Known, Listeners, decode
+from features.recent_state import Did, encode_entry
 from features.snapshot import Limit, Snapshot
 from ranking.filters import drop
 from ranking.history import recall
@@ -34,7 +35,12 @@ def spec(shelf_id: str, source: str, **fields: object) -> ShelfSpec:
     return ShelfSpec(id=shelf_id, source=source, titles={"en": shelf_id}, **{"item_keys": {}, "params": FREE, **fields})  # type: ignore[arg-type]
 
 
-def read(snapshot: Snapshot, frames: Sequence[bytes | None], missing: Known = Known.STRANGER) -> Listeners:
+def read(
+    snapshot: Snapshot,
+    frames: Sequence[bytes | None],
+    missing: Known = Known.STRANGER,
+    states: Sequence[bytes | None] = (),
+) -> Listeners:
     """Frames as the store reads them."""
     manifest = snapshot.manifest
     return decode(
@@ -43,6 +49,7 @@ def read(snapshot: Snapshot, frames: Sequence[bytes | None], missing: Known = Kn
         dimension=manifest.dimension,
         genres=len(manifest.genres),
         missing=missing,
+        states=states,
     )
 
 
@@ -80,7 +87,20 @@ def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> Ho
         excluded=rng.choice(keys, int(rng.integers(200))),
         hidden=None if rng.integers(2) else rng.choice(keys, int(rng.integers(200))),
         shelves=int(rng.integers(9)),
+        session=int(rng.choice([0, 7])),
         seed=int(rng.integers(2**63)),
+    )
+
+
+def draw_state(rng: np.random.Generator, snapshot: Snapshot) -> bytes | None:
+    """What a listener did of late: nothing, or up to twenty things, of this session and before."""
+    if rng.integers(2):
+        return None
+    ago = np.sort(rng.integers(0, 7200, int(rng.integers(21))))[::-1].tolist()
+    keys = rng.choice(snapshot.columns["item_key"], len(ago)).tolist()
+    return b"".join(
+        encode_entry(Did(int(rng.integers(1, 6))), key, at=NOW - one, seconds=int(rng.integers(90)), session=7)
+        for key, one in zip(keys, ago, strict=True)
     )
 
 
@@ -94,10 +114,15 @@ def draw_batch(
     return tuple(draw_query(rng, snapshot, user) for user in users), frames
 
 
-def serve(snapshot: Snapshot, queries: tuple[HomeQuery, ...], frames: list[bytes | None]) -> tuple[Home, ...]:
+def serve(
+    snapshot: Snapshot,
+    queries: tuple[HomeQuery, ...],
+    frames: Sequence[bytes | None],
+    states: Sequence[bytes | None] = (),
+) -> tuple[Home, ...]:
     """Pages."""
     use_one_thread()
-    return assemble(queries, read(snapshot, frames), snapshot, clock=time.perf_counter)[0]
+    return assemble(queries, read(snapshot, frames, states=states), snapshot, clock=time.perf_counter)[0]
 
 
 def shown(home: Home) -> list[tuple[str, list[int], list[float]]]:
@@ -109,9 +134,10 @@ def shown(home: Home) -> list[tuple[str, list[int], list[float]]]:
 def test_a_batch_equals_its_rows_served_alone(snapshot: Snapshot, records: dict[str, bytes], seed: int) -> None:
     """Same shelves, items, order, scores to the last bit, fates, reasons."""
     queries, frames = draw_batch(seed, snapshot, records)
-    together = serve(snapshot, queries, frames)
-    for query, frame, home in zip(queries, frames, together, strict=True):
-        (alone,) = serve(snapshot, (query,), [frame])
+    states = [draw_state(np.random.default_rng([seed, row]), snapshot) for row in range(len(queries))]
+    together = serve(snapshot, queries, frames, states)
+    for query, frame, state, home in zip(queries, frames, states, together, strict=True):
+        (alone,) = serve(snapshot, (query,), [frame], [state])
         assert shown(home) == shown(alone)
         assert (home.fates, home.degraded, home.coverage) == (alone.fates, alone.degraded, alone.coverage)
 
