@@ -27,6 +27,11 @@ class Param:
     choices: tuple[str, ...] = ()  # values by name, in the order of their numbers
     of_page: bool = False  # set on a surface only: a shelf of its own value would mean nothing
 
+    @property
+    def whole(self) -> bool:
+        """Whether it counts things."""
+        return self.unit in {"items", "candidates"}
+
 
 PARAMS: Final = (
     Param(
@@ -267,6 +272,8 @@ def _number(param: Param, value: Value) -> float:
         return float(param.choices.index(str(value)))
     if isinstance(value, str) or not param.low <= value <= param.high:
         raise ValueError(f"{param.name} must be {param.low:g} to {param.high:g}")
+    if param.whole and value != int(value):
+        raise ValueError(f"{param.name} must be a whole number")
     return value
 
 

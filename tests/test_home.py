@@ -19,7 +19,7 @@ from ranking.filters import drop
 from ranking.history import recall
 from ranking.home import assemble, feed
 from ranking.lines import draw_lines
-from ranking.params import INDEX, PARAMS, Value, resolve
+from ranking.params import INDEX, PARAMS, Param, Value, resolve
 from ranking.retrieve import retrieve
 from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Source, Surface
 from ranking.types import Degraded, Fate, Home, HomeQuery
@@ -53,13 +53,17 @@ def read(
     )
 
 
+def draw_value(rng: np.random.Generator, param: Param) -> Value:
+    """A random value of a param."""
+    if param.choices:
+        return str(rng.choice(param.choices))
+    value = float(rng.uniform(param.low, param.high))
+    return float(round(value)) if param.whole else value
+
+
 def draw_shelf(rng: np.random.Generator, source: str, keys: NDArray[np.uint64]) -> ShelfSpec:
     """A random shelf of a source, with random params."""
-    preset: dict[str, Value] = {
-        param.name: str(rng.choice(param.choices)) if param.choices else float(rng.uniform(param.low, param.high))
-        for param in PARAMS
-        if rng.integers(3) == 0
-    }
+    preset = {param.name: draw_value(rng, param) for param in PARAMS if rng.integers(3) == 0}
     return spec(
         source,
         source,

@@ -140,6 +140,9 @@ def test_params_hold_their_range(param: Param) -> None:
     assert resolve({param.name: highest})[INDEX[param.name]] == param.high
     with pytest.raises(ValueError, match=param.name):
         resolve({param.name: param.high + 1})
+    if param.whole:
+        with pytest.raises(ValueError, match=f"{param.name} must be a whole number"):
+            resolve({param.name: param.low + 0.5})
     with pytest.raises(ValueError, match="is no param"):
         resolve({"no_such_param": 1.0})
 
