@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.snapshot import Limit, Snapshot
 from ranking.compiled import compiled
-from ranking.diversify import Genres, Pool, by_score, calibrated, dpp, mmr, units
+from ranking.diversify import NEVER, Genres, Opens, Pool, by_score, calibrated, dpp, mmr, units
 from ranking.params import DIVERSITY, INDEX, Params
 from ranking.surfaces import RESERVE
 from ranking.types import Candidates, Fate, Lines
@@ -76,18 +76,17 @@ def _arrange(
         quota = RESERVE * by.size[line]
         kept = np.array([place for place in ranked if fate[line, place] == Fate.KEPT], np.int64)
         most = max(int(by.params[line, _POOL]), quota)
-        chosen = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
+        chosen, opens = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
         while chosen[quota - 1] < 0 and most < len(kept):  # caps have eaten the pool
             most *= 2
-            chosen = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
+            chosen, opens = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
+        for number in range(len(opens)):
+            if opens[number] >= NEVER:
+                fate[line, kept[number]] = Fate.CAPPED
         for number in range(quota):
             if chosen[number] >= 0:
                 picks[line, number] = kept[chosen[number]]
                 fate[line, picks[line, number]] = Fate.PICKED
-        if chosen[quota - 1] < 0:
-            for place in kept:
-                if fate[line, place] == Fate.KEPT:
-                    fate[line, place] = Fate.CAPPED
 
 
 @compiled
@@ -122,7 +121,7 @@ def _keep_one_release(
 @compiled
 def _choose(
     by: Arranged, line: int, rows: NDArray[np.int64], relevance: NDArray[np.float64], quota: int
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], Opens]:
     chosen = np.full(quota, -1, np.int64)
     params = by.params[line]
     pool = Pool(
@@ -135,15 +134,15 @@ def _choose(
     )
     method = int(params[_METHOD])
     if method == _MMR:
-        mmr(pool, units(by.vector, rows), params[_LAMBDA], by.size[line], chosen)
+        opens = mmr(pool, units(by.vector, rows), params[_LAMBDA], by.size[line], chosen)
     elif method == _DPP:
-        dpp(pool, units(by.vector, rows), params[_THETA], by.size[line], chosen)
+        opens = dpp(pool, units(by.vector, rows), params[_THETA], by.size[line], chosen)
     elif method == _CALIBRATED:
         genres = Genres(by.genre[rows], _genre_shares(by.genre[rows]), by.genre_weights[by.query[line]])
-        calibrated(pool, genres, params[_CALIBRATION], by.size[line], chosen)
+        opens = calibrated(pool, genres, params[_CALIBRATION], by.size[line], chosen)
     else:
-        by_score(pool, chosen)
-    return chosen
+        opens = by_score(pool, chosen)
+    return chosen, opens
 
 
 @compiled

@@ -2,7 +2,8 @@
 
 Every choice is greedy and ties go to the earlier candidate, so the first picks of a longer choice are the shorter one.
 Of the picks as many as are `shown` count as chosen; those behind them, the reserve, are each chosen as the next one.
-A pool is one line's candidates, best first; picks are places in it, -1 where the line has no more.
+A pool is one line's candidates, best first; picks are places in it, -1 where the line has no more. Each method answers
+which candidates the caps have closed.
 """
 
 from typing import Final, NamedTuple
@@ -15,8 +16,11 @@ from ranking.compiled import compiled
 Floats = NDArray[np.float64]
 Units = NDArray[np.float32]  # [D, candidate]: candidates last, so that products of all with one vector add up in step
 Picks = NDArray[np.int64]  # [pick]
+Opens = NDArray[
+    np.int64
+]  # [candidate], from which pick on it keeps within the caps; NEVER: it cannot be picked any more
 
-_NEVER: Final = 1 << 30
+NEVER: Final = 1 << 30
 _STOP: Final = 1e-10
 _NOISE: Final = 1e-6  # what float32 products leave of a duplicate: 4.8e-7 measured
 _SPANNED: Final = 1e-4  # a shorter rest of a unit vector adds no direction
@@ -44,16 +48,17 @@ class Genres(NamedTuple):
 
 
 @compiled
-def by_score(pool: Pool, picks: Picks) -> None:
+def by_score(pool: Pool, picks: Picks) -> Opens:
     """The best by relevance."""
     opens = np.zeros(len(pool.relevance), np.int64)
     for number in range(len(picks)):
         picks[number] = _best(pool.relevance, opens, number)
         _hold(pool, picks, number, opens)
+    return opens
 
 
 @compiled
-def mmr(pool: Pool, unit: Units, strength: float, shown: int, picks: Picks) -> None:
+def mmr(pool: Pool, unit: Units, strength: float, shown: int, picks: Picks) -> Opens:
     """Maximal marginal relevance: argmax l*rel - (1-l)*max(0, cosine to a pick); l = 1 is by score (Carbonell 1998).
 
     A zero vector is like nothing.
@@ -69,10 +74,11 @@ def mmr(pool: Pool, unit: Units, strength: float, shown: int, picks: Picks) -> N
             for one in range(size):
                 near[one] = max(near[one], cosine[one])
                 value[one] = strength * pool.relevance[one] - (1 - strength) * near[one]
+    return opens
 
 
 @compiled
-def dpp(pool: Pool, unit: Units, theta: float, shown: int, picks: Picks) -> None:
+def dpp(pool: Pool, unit: Units, theta: float, shown: int, picks: Picks) -> Opens:
     """Greedy MAP of a determinantal point process, B_i = exp(theta*r_i/2) f_i; theta = inf is by score (Chen 2018).
 
     The update is Gram-Schmidt in the D dimensions, not the paper's Cholesky rows: the same numbers without its
@@ -102,10 +108,11 @@ def dpp(pool: Pool, unit: Units, theta: float, shown: int, picks: Picks) -> None
                 _along(unit, basis[number].astype(np.float32), along)
                 for one in range(size):
                     left[one] -= along[one] ** 2
+    return opens
 
 
 @compiled
-def calibrated(pool: Pool, genres: Genres, strength: float, shown: int, picks: Picks) -> None:
+def calibrated(pool: Pool, genres: Genres, strength: float, shown: int, picks: Picks) -> Opens:
     """Calibration: argmax (1-l)*sum s - l*KL(p||q~), q~ = (1-a)q + a p, a = 0.01; l = 0 is by score (Steck 2018).
 
     Only sum_g p log q~ varies, and of it only what a candidate adds: p log(1 + w / (m + n c p)) for each of its genres,
@@ -135,6 +142,7 @@ def calibrated(pool: Pool, genres: Genres, strength: float, shown: int, picks: P
             for slot in range(genres.genre.shape[1]):
                 if genres.genre[best, slot] >= 0:
                     held[genres.genre[best, slot]] += genres.weight[best, slot]
+    return opens
 
 
 @compiled
@@ -179,9 +187,9 @@ def _hold(pool: Pool, picks: Picks, number: int, opens: NDArray[np.int64]) -> No
     """Notes from which pick on each candidate keeps within the caps, after a pick."""
     pick = picks[number]
     if pick < 0:
-        opens[:] = _NEVER  # else spacing would open the line again
+        opens[:] = NEVER  # else spacing would open the line again
         return
-    opens[pick] = _NEVER
+    opens[pick] = NEVER
     artist, album = pool.artist[pick], pool.album[pick]
     of_artist, of_album = 0, 0
     for before in picks[: number + 1]:
@@ -191,9 +199,9 @@ def _hold(pool: Pool, picks: Picks, number: int, opens: NDArray[np.int64]) -> No
     album_full = 0 < pool.album_cap <= of_album
     for one in range(len(opens)):
         if artist > 0 and pool.artist[one] == artist:
-            opens[one] = max(opens[one], _NEVER if artist_full else number + 1 + pool.gap)
+            opens[one] = max(opens[one], NEVER if artist_full else number + 1 + pool.gap)
         if album > 0 and album_full and pool.album[one] == album:
-            opens[one] = _NEVER
+            opens[one] = NEVER
 
 
 @compiled

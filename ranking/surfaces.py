@@ -29,7 +29,7 @@ RESERVE: Final = 3
 MOST_SUBJECTS: Final = 4  # of a listener's anchors or genres, how many may have a shelf
 
 Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular", "newest", "editorial"]
-Why = Literal[Source, "similar"]  # what a reason speaks of: what fills the shelf, or a query item
+Why = Literal[Source, "similar", "everywhere"]  # what a reason speaks of: what fills the shelf, a query item, no market
 
 
 Reasons = Mapping[Why, Mapping[str, str]]  # of Why -> locale in lower case -> phrase, with "{0}" for the argument
@@ -134,6 +134,9 @@ class _Table(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+_WITH_ARGUMENT: Final = frozenset({"genre", "neighbours", "popular"})  # what "{0}" in a title stands for
+
+
 class _ShelfTable(_Table):
     id: _Name
     source: Source
@@ -153,8 +156,15 @@ class _ShelfTable(_Table):
             raise ValueError('titles must hold at least "en"')
         if not self.least <= self.size <= self.depth:
             raise ValueError("minimum <= size <= depth must hold")
-        if (self.source == "editorial") != (self.items is not None):
-            raise ValueError("items belong to editorial shelves, and only to them")
+        if self.source == "editorial" and self.items is None:
+            raise ValueError("an editorial shelf needs items")
+        if self.source != "editorial" and self.items is not None:
+            raise ValueError("items belong to editorial shelves only")
+        if self.nth > 1 and self.source not in {"genre", "neighbours"}:
+            raise ValueError("nth counts genres and the items played most: it belongs to genre and neighbours")
+        holes = {hole for title in self.titles.values() for hole in re.findall(r"\{.*?\}", title)}
+        if holes - ({"{0}"} if self.source in _WITH_ARGUMENT else set()):
+            raise ValueError(f"titles hold {min(holes)}: only {{0}} is filled, where there is a genre, item or market")
         return self
 
     @property

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from features.listeners import Listeners
 from features.snapshot import Snapshot
+from ranking.filters import drop
 from ranking.history import History
 from ranking.lists import Asked
 from ranking.retrieve import missed_by
@@ -24,10 +25,13 @@ def trace(  # noqa: PLR0913, PLR0917  # tells of everything
 ) -> tuple[tuple[TracedLine, ...], ...]:
     """The lines of each query that is traced, none of the others; `found` is what retrieval found."""
     facts = facts_for(queries, lines.query, lines.params, history, snapshot)
-    missed = _missed(Asked(queries, lines, listeners, history, snapshot), found)
+    asked = Asked(queries, lines, listeners, history, snapshot)
+    about = snapshot.rows_of(np.array([query.about for query in queries], np.uint64))[lines.query]
+    about[np.array([query.about == 0 for query in queries], np.bool_)[lines.query]] = -1
+    refused, missed = _refused(asked, about), _missed(asked, about, found)
     return tuple(
         tuple(
-            _line(line, lines, candidates, pages, facts, float(missed[line]))
+            _line(line, lines, candidates, pages, facts, (Fate(refused[line]), float(missed[line])))
             for line in range(int(lines.first[number]), int(lines.first[number + 1]))
             if query.traced
         )
@@ -35,7 +39,9 @@ def trace(  # noqa: PLR0913, PLR0917  # tells of everything
     )
 
 
-def _line(line: int, lines: Lines, candidates: Candidates, pages: Pages, facts: Facts, missed: float) -> TracedLine:
+def _line(
+    line: int, lines: Lines, candidates: Candidates, pages: Pages, facts: Facts, asked_about: tuple[Fate, float]
+) -> TracedLine:
     """A line's candidates: its picks in their order, then the others by score."""
     picks = candidates.picks[line][candidates.picks[line] >= 0]
     rank = np.full(candidates.rows.shape[1], len(picks))
@@ -50,15 +56,22 @@ def _line(line: int, lines: Lines, candidates: Candidates, pages: Pages, facts: 
         scores=scores,
         terms=item_terms(facts, line, rows, scores),
         fate=pages.fate[line, order],
-        missed_by=missed,
+        refused=asked_about[0],
+        missed_by=asked_about[1],
     )
 
 
-def _missed(asked: Asked, found: Candidates) -> NDArray[np.float64]:
-    """By how much the item that each query asks about was not found, `[line]`."""
-    lines, missed = asked.lines, np.full(len(asked.lines), np.nan)
-    rows = asked.snapshot.rows_of(np.array([query.about for query in asked.queries], np.uint64))
-    for number in np.flatnonzero(rows >= 0).tolist():
-        own = slice(lines.first[number], lines.first[number + 1])
-        missed[own] = missed_by(int(rows[number]), asked, found)[own]
+def _refused(asked: Asked, about: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """What the filters say of the row that each line is asked about, `[line]`; -1 is about none."""
+    fate = np.where(about < 0, Fate.PADDING, Fate.KEPT).astype(np.uint8)[:, None]
+    alone = Candidates(rows=about[:, None], scores=np.zeros((len(about), 1)), fate=fate)
+    told = drop(asked.queries, asked.lines, asked.history, asked.snapshot, alone).fate[:, 0]
+    return np.where(told == Fate.PADDING, Fate.KEPT, told).astype(np.uint8)
+
+
+def _missed(asked: Asked, about: NDArray[np.int64], found: Candidates) -> NDArray[np.float64]:
+    """By how much the row that each line is asked about was not found, `[line]`."""
+    missed = np.full(len(about), np.nan)
+    for row in np.unique(about[about >= 0]).tolist():
+        missed[about == row] = missed_by(row, asked, found)[about == row]
     return missed

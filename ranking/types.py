@@ -70,6 +70,7 @@ class HomeQuery:
     near: int = 0  # item key that given candidates are ranked by nearness to; 0: by the listener's taste
     traced: bool = False  # whether the page tells what became of every candidate
     about: int = 0  # item key that a traced page tells more of; 0: none
+    explained: bool = False  # an engineer asks: it is not counted as served
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +158,7 @@ class TracedLine:
     scores: NDArray[np.float64]
     terms: Mapping[str, NDArray[np.float64]]  # what each score is made of
     fate: NDArray[np.uint8]
+    refused: Fate  # what a filter says of the item asked about, found or not; KEPT: nothing, or none is asked about
     missed_by: float  # how much more affinity the item asked about had needed to be found; nan: not asked, or no search
 
 

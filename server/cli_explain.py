@@ -46,3 +46,5 @@ def explain(
         typer.echo(MessageToJson(found, preserving_proto_field_name=True, ensure_ascii=False))
     else:
         explained.show(found, item_id)
+    if found.fates and found.fates[0].fate == "unknown":
+        raise typer.Exit(1)

@@ -30,6 +30,7 @@ _REASONS: Final[Mapping[Why, home_pb2.ReasonCode.ValueType]] = {
     "history": home_pb2.REASON_CODE_PLAYED_RECENTLY,
     "newest": home_pb2.REASON_CODE_NEW_RELEASE,
     "similar": home_pb2.REASON_CODE_SIMILAR,
+    "everywhere": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
 }
 
 
@@ -86,6 +87,12 @@ def encode_ranked(
     return b"".join((*parts, envelope.SerializeToString()))
 
 
+def item_id_of(snapshot: Snapshot, row: int) -> str:
+    """The id of a row's item, from its card."""
+    start, stop = snapshot.columns["card_offset"][row : row + 2].tolist()
+    return home_pb2.Item.FromString(snapshot.cards[start:stop]).item_id
+
+
 def _reasons(home: Home) -> "list[home_pb2.DegradedReason.ValueType]":
     return [home_pb2.DegradedReason.Value(f"DEGRADED_REASON_{reason}") for reason in home.degraded]
 
@@ -122,8 +129,9 @@ def _items(shelf: Shelf, snapshot: Snapshot, tag: bytes, each: bytes, new: bytes
 def _reason(shelf: Shelf, snapshot: Snapshot, market: str, locale: str) -> home_pb2.Reason:
     """Why a shelf is shown, rendered."""
     args = _reason_args(shelf, snapshot, market)
-    text = _filled(spoken(shelf.spec.reasons.get(shelf.why, {}), locale), args)
-    return home_pb2.Reason(code=_REASONS[shelf.why], args=args, text=text)
+    why: Why = "everywhere" if args == [WORLDWIDE] else shelf.why
+    text = _filled(spoken(shelf.spec.reasons.get(why, {}), locale), args)
+    return home_pb2.Reason(code=_REASONS[why], args=args, text=text)
 
 
 def _newly_released(shelf: Shelf, locale: str) -> bytes:

@@ -20,7 +20,7 @@ def show(found: home_pb2.ExplainHomeResponse, item_id: str) -> None:
 
 
 def _parts(found: home_pb2.ExplainHomeResponse, item_id: str) -> list[RenderableType]:
-    parts: list[RenderableType] = [_stages(found)]
+    parts: list[RenderableType] = [*_state(found.response), _stages(found)]
     if item_id:
         parts += [Text(), *map(_fate, found.fates)]
     else:
@@ -29,6 +29,18 @@ def _parts(found: home_pb2.ExplainHomeResponse, item_id: str) -> list[Renderable
         parts += [Text(), Text("what if", "bold"), *_changed(found), *map(_fate, found.what_if_fates)]
         parts += [Text(), *_difference(found.response, found.what_if)]
     return parts
+
+
+def _state(page: Page) -> Iterator[Text]:
+    """What the page is made of: its shelves in order, what failed, what is known of the listener."""
+    yield Text("shelves: " + ", ".join(f"{shelf.id} {len(shelf.items)}" for shelf in page.shelves))
+    if page.cold_start:
+        yield Text("cold start: nothing is known of this listener")
+    if home_pb2.NOTE_LISTENER_FOLDED_IN in page.notes:
+        yield Text("known by recent plays only")
+    if page.degraded:
+        names = [home_pb2.DegradedReason.Name(one).removeprefix("DEGRADED_REASON_") for one in page.degraded_reasons]
+        yield Text(f"degraded: {', '.join(names)} · coverage {page.coverage} %", "yellow")
 
 
 def _fate(one: home_pb2.ItemFate) -> Text:
@@ -64,10 +76,10 @@ def _params(found: home_pb2.ExplainHomeResponse) -> Table:
 def _scores(found: home_pb2.ExplainHomeResponse) -> Table:
     titles = {item.item_id: item.title for shelf in found.response.shelves for item in shelf.items}
     rows = [
-        (one.shelf_id, titles[one.item_id], *(f"{one.terms[name]:+.3f}" for name in _names(found)))
+        (one.shelf_id, one.item_id, titles[one.item_id], *(f"{one.terms[name]:+.3f}" for name in _names(found)))
         for one in found.scores
     ]
-    return table("scores", ("shelf", "item", *_names(found)), rows)
+    return table("scores", ("shelf", "item", "title", *_names(found)), rows)
 
 
 def _names(found: home_pb2.ExplainHomeResponse) -> list[str]:
@@ -78,6 +90,8 @@ def _difference(before: Page, after: Page) -> list[RenderableType]:
     """Which items each shelf would lose and gain."""
     old, new = _shelves(before), _shelves(after)
     out: list[RenderableType] = []
+    if list(old) != list(new):
+        out += [Text(f"shelves before: {', '.join(old)}"), Text(f"shelves after:  {', '.join(new)}")]
     for name in dict.fromkeys((*old, *new)):
         lost = [title for item, title in old.get(name, {}).items() if item not in new.get(name, {})]
         gained = [title for item, title in new.get(name, {}).items() if item not in old.get(name, {})]

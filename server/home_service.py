@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from features.errors import Unavailable
+import numpy as np
+
+from features.errors import NotFound, Unavailable
 from features.keys import hash64
 from features.listener_store import ListenerStore
 from features.snapshot import Snapshot
@@ -13,7 +15,7 @@ from protos.home.v1 import home_pb2
 from ranking.home import assemble
 from ranking.surfaces import Surface
 from ranking.types import Home, HomeQuery, Trace
-from server import explain
+from server import explain, fates
 from server.batching import Batcher
 from server.codec import encode_home, encode_ranked, encode_shelf
 from server.guard import Call
@@ -57,7 +59,9 @@ class HomeService:
         """The caller's own candidates, filtered, scored and diversified; what is dropped is told."""
         query = to_rank_query(request, self.surfaces, call.principal, now=int(self.now()))
         served = await self._submit(query, call)
-        dropped = explain.dropped(served.home, served.snapshot, request.item_ids)
+        if query.near and served.snapshot.rows_of(np.array([query.near], np.uint64))[0] < 0:
+            raise NotFound("query_item_id: the catalogue has no such item")
+        dropped = fates.dropped(served.home, served.snapshot, request.item_ids)
         locale = request.context.locale
         return encode_ranked(served.home, served.snapshot, dropped, locale=locale, request_id=call.request_id)
 
@@ -65,7 +69,7 @@ class HomeService:
         """How a page came to be; with params set, beside the page that they would make."""
         asked, locale = request.request, request.request.context.locale
         query = to_query(asked, self.surfaces, call.principal, now=int(self.now()))
-        query = replace(query, traced=True, about=hash64(request.item_id) if request.item_id else 0)
+        query = replace(query, traced=True, explained=True, about=hash64(request.item_id) if request.item_id else 0)
         other = explain.what_if(query, request.set_params) if request.set_params else None
         served = await self.batcher.submit(query, deadline=call.deadline)  # not logged as served
         home, snapshot = served.home, served.snapshot
@@ -73,7 +77,7 @@ class HomeService:
             stages=explain.stages(home, served.trace),
             params=explain.params(query.surface),
             scores=explain.scores(home, snapshot),
-            fates=explain.fates(home, snapshot, query.surface, request.item_id) if request.item_id else (),
+            fates=fates.told(home, snapshot, query.surface, request.item_id) if request.item_id else (),
         )
         response.response.MergeFromString(encode_home(home, snapshot, locale=locale, request_id=call.request_id))
         if other is not None:
@@ -82,7 +86,7 @@ class HomeService:
             response.what_if.MergeFromString(page)
             response.what_if_params.extend(explain.params(other.surface))
             if request.item_id:
-                response.what_if_fates.extend(explain.fates(then.home, then.snapshot, other.surface, request.item_id))
+                response.what_if_fates.extend(fates.told(then.home, then.snapshot, other.surface, request.item_id))
         return response
 
     async def _submit(self, query: HomeQuery, call: Call) -> Served:
@@ -113,6 +117,7 @@ class HomeBatches:
         read_s = time.perf_counter() - started
         homes, trace = assemble(tuple(queries), listeners, snapshot, clock=time.perf_counter)
         homes = self.snapshots.mark_stale(homes)
-        shown = [(query.surface.name, home) for query, home in zip(queries, homes, strict=True)]
+        both = zip(queries, homes, strict=True)
+        shown = [(query.surface.name, home) for query, home in both if not query.explained]
         asyncio.get_running_loop().call_later(0, self.metrics.served, shown, read_s, trace)  # after the responses
         return [Served(home=home, snapshot=snapshot, trace=trace) for home in homes]

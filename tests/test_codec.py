@@ -34,7 +34,7 @@ STATIC = {"item_id", "kind", "title", "subtitle", "image_uri", "explicit"}
 
 def spec(source: Source) -> ShelfSpec:
     """A shelf of one source."""
-    reasons: Reasons = {source: {"en": f"Because of {source} {{0}}"}, "newest": NEW}
+    reasons: Reasons = {source: {"en": f"Because of {source} {{0}}"}, "newest": NEW, "everywhere": {"en": "Everywhere"}}
     return ShelfSpec(id=f"of-{source}", source=source, titles=TITLES, reasons=reasons, item_keys={})
 
 
@@ -67,7 +67,8 @@ def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
             out.reason.args.append(home_pb2.Item.FromString(snapshot.cards[first:last]).title)
         arg = out.reason.args[0] if out.reason.args else ""
         out.title = f"Picked {arg}"
-        out.reason.text = "Just out" if shelf.why == "newest" else f"Because of {shelf.why} {arg}"
+        texts = {"newest": "Just out", "popular": f"Because of popular {arg}" if arg else "Everywhere"}
+        out.reason.text = texts.get(shelf.why, f"Because of {shelf.why} {arg}")
         for row, score in zip(shelf.rows.tolist(), shelf.scores.tolist(), strict=True):
             out.items.add().MergeFromString(bytes(snapshot.cards[int(offsets[row]) : int(offsets[row + 1])]))
             out.items[-1].score = score
@@ -177,7 +178,7 @@ async def test_headings_come_in_the_requests_locale(standing: Served) -> None:
     ids = ("jump-back-in", "picked-for-you")
     assert [titles["de-CH"][one] for one in ids] == ["Weiterhören", "Für dich ausgewählt"]
     assert [titles["ja-JP"][one] for one in ids] == ["Jump back in", "Picked for you"]
-    assert (reasons["de-CH"]["taste"], reasons["ja-JP"]["taste"]) == ("Nah an deinem Geschmack", "Near your taste")
+    assert (reasons["de-CH"]["taste"], reasons["ja-JP"]["taste"]) == ("Nach deinem Geschmack", "To your taste")
     assert reasons["de-CH"]["neighbours"].startswith("Weil du ")
 
 

@@ -113,7 +113,7 @@ class Method:
     strengths: tuple[float, ...]
 
 
-def each_line(choose: Callable[[World, int, float, Pool, NDArray[np.int64]], None]) -> Callable[..., Picks]:
+def each_line(choose: Callable[[World, int, float, Pool, NDArray[np.int64]], object]) -> Callable[..., Picks]:
     """A choice for every line of a world, as places among all its candidates."""
 
     def chosen(world: World, strength: Strength, picks: int, caps: Caps | None) -> Picks:

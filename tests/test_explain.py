@@ -9,7 +9,8 @@ import pytest
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2, home_pb2_grpc
 from ranking.types import Fate
-from server.explain import SENTENCES, item_id_of
+from server.codec import item_id_of
+from server.fates import SENTENCES
 from tests.conftest import Served
 from tests.test_home import read
 
@@ -84,7 +85,7 @@ async def test_ranked_candidates_say_what_they_are_ranked_by(standing: Served, s
     """By a listener's taste; where nothing is known of the listener by popularity; in the request's locale."""
     ids, german = some_ids(snapshot, 50), home_pb2.Context(locale="de")
     known = await rank(standing, user_id="u0000001", item_ids=ids, context=german)
-    assert {item.reason.text for item in known.items} == {"Nah an deinem Geschmack"}
+    assert {item.reason.text for item in known.items} == {"Nach deinem Geschmack"}
     stranger = await rank(standing, user_id="nobody", item_ids=ids)
     assert {item.reason.code for item in stranger.items} == {home_pb2.REASON_CODE_POPULAR_IN_MARKET}
 
