@@ -38,7 +38,7 @@ class Did(IntEnum):
 
 
 PLAYED: Final = (Did.PLAY, Did.COMPLETE, Did.LIKE)
-"""What counts as a play; a skip does not."""
+"""What counts as a play, a like too; a skip does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +79,11 @@ def decode_states(values: Sequence[bytes | None]) -> RecentState:
     kept = entries[good]
     return RecentState(
         start=np.searchsorted(owner, np.arange(len(whole) + 1)),
-        item_key=kept["item_key"],
+        item_key=np.ascontiguousarray(kept["item_key"]),  # a strided view would be another type to compiled loops
         at=kept["at"].astype(np.int64),
-        session=kept["session"],
+        session=np.ascontiguousarray(kept["session"]),
         seconds=kept["seconds"].astype(np.int64),
-        did=kept["did"],
+        did=np.ascontiguousarray(kept["did"]),
     )
 
 

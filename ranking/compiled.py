@@ -5,8 +5,13 @@ Compiled functions take arrays, numbers, and named tuples of them; a tuple of ar
 runs once per candidate takes the arrays themselves.
 """
 
+import fcntl
+import functools
 import hashlib
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,16 +26,46 @@ def compiled(function: Function) -> Function:
 
     Sums keep the order that is written: no fast-math, so a line's numbers are the same in every batch.
     """
-    if not getattr(config, "CACHE_DIR", ""):  # NUMBA_CACHE_DIR goes first
-        vars(config)["CACHE_DIR"] = str(_cache())
-    return cast("Function", njit(cache=True, nogil=True, error_model="numpy")(function))
+    cache = _cache()
+    if cache is not None:
+        vars(config)["CACHE_DIR"] = str(cache)
+    return cast("Function", njit(cache=cache is not None, nogil=True, error_model="numpy")(function))
 
 
-def _cache() -> Path:
-    """A folder for this version of this room: numba sees changes of a function's own file only.
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Lets one process of a machine compile while others wait for what it leaves on disk."""
+    cache = _cache()
+    if cache is None:
+        yield
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
-    Where it cannot be written, numba turns to the user's cache directory.
+
+@functools.cache
+def _cache() -> Path | None:
+    """A folder for this version of the code, where machine code is kept: numba sees a function's own file only.
+
+    It is beside the code, else where NUMBA_CACHE_DIR says, else with the user's caches; None where nothing can be
+    written, as in a read-only container: then each process compiles for itself.
     """
     room = Path(__file__).parent
-    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(room.glob("*.py"))))
-    return room / "__pycache__" / f"compiled-{sources.hexdigest()[:12]}"
+    files = (*sorted(room.glob("*.py")), room.parent / "features" / "snapshot.py")  # constants are compiled in
+    name = f"compiled-{hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:12]}"
+    for place in (os.environ.get("NUMBA_CACHE_DIR"), room / "__pycache__", Path("~/.cache/mantel").expanduser()):
+        if place is None:
+            continue
+        folder = Path(place) / name
+        try:
+            if not folder.exists():
+                for older in Path(place).glob("compiled-*"):
+                    shutil.rmtree(older, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return None

@@ -15,8 +15,9 @@ from ranking.history import History
 
 
 def fold_in(listeners: Listeners, history: History, snapshot: Snapshot) -> Listeners:
-    """The listeners, with vector and genre weights for each who has plays but no record that can be used."""
-    placeless = (listeners.known != Known.RECORD) & (np.diff(history.start) > 0)
+    """The listeners, with vector and genre weights for each who has plays but no vector."""
+    unheard = np.isin(listeners.known, (Known.LATE, Known.DOWN))
+    placeless = ~unheard & ~listeners.vectors.any(axis=1) & (np.diff(history.start) > 0)
     if not placeless.any():
         return listeners
     vectors, weights = listeners.vectors.copy(), listeners.genre_weights.copy()
@@ -24,9 +25,11 @@ def fold_in(listeners: Listeners, history: History, snapshot: Snapshot) -> Liste
         mine = slice(history.start[query], history.start[query + 1])
         vectors[query] = solve(history.row[mine], snapshot)
         weights[query] = _genre_weights(history.row[mine], history.plays[mine], snapshot)
-    known = np.where(placeless & (listeners.known == Known.STRANGER), Known.FOLDED_IN, listeners.known)
-    folded = {"vectors": vectors, "genre_weights": weights, "known": known.astype(np.uint8), "folded_in": placeless}
-    return replace(listeners, **folded)
+    folded_in = placeless & vectors.any(axis=1)  # not by items that nobody played, whose vectors may be zero
+    known = np.where(folded_in & (listeners.known == Known.STRANGER), Known.FOLDED_IN, listeners.known)
+    return replace(
+        listeners, vectors=vectors, genre_weights=weights, known=known.astype(np.uint8), folded_in=np.asarray(folded_in)
+    )
 
 
 def solve(rows: NDArray[np.int64], snapshot: Snapshot) -> NDArray[np.float32]:

@@ -144,13 +144,15 @@ def _page(batch: Batch, query: int, rows: NDArray[np.int64], picks: NDArray[np.i
                 continue
             row = rows[line, picks[line, pick]]
             vector = batch.vector[row]
-            liked = dot(vector, own) if known else batch.popularity[row]
-            worth[line, pick] = min(max(liked, 0.0), 1.0)
+            worth[line, pick] = max(dot(vector, own) if known else batch.popularity[row], 0.0)
             if pick < batch.size[first + line]:
                 for dimension in range(len(vector)):
                     direction[line, dimension] += vector[dimension]
         for other in range(line + 1):
             alike[line, other] = alike[other, line] = dot(direction[line], direction[other])
+    most_wanted = worth.max() if worth.size else 0.0
+    if most_wanted > 0:  # so that the length of a listener's vector means nothing
+        worth /= most_wanted
     item = _numbered(picks, rows, batch.recording)
     if not batch.dedupe[query]:
         item = np.where(item >= 0, np.arange(picks.size).reshape(picks.shape), -1)

@@ -1,7 +1,7 @@
 """One page: the order of its shelves, each item once, caps of the page, thin shelves dropped.
 
 Attention falls by a factor from row to row and from column to column; what an item is worth in a place is attention
-times the chance that the listener wants it. An item that several shelves could show is shown where attention to it is
+times how much the listener wants it. An item that several shelves could show is shown where attention to it is
 largest. Shelves are ordered stage by stage: next comes the shelf that is worth most with what is not on the page yet.
 Then shelves change places while the whole page gains.
 """
@@ -27,7 +27,7 @@ class Page(NamedTuple):
     weight: NDArray[np.float64]
     item: NDArray[np.int64]  # [line, pick], equal where the recording is; -1: no more picks
     artist: NDArray[np.int64]  # [line, pick], equal where the artist is; -1: none
-    worth: NDArray[np.float64]  # [line, pick], the chance that the listener wants it
+    worth: NDArray[np.float64]  # [line, pick], how much the listener wants it; the most on the page is 1
     alike: NDArray[np.float64]  # [line, line], products of the directions of what lines would show alone
     row_decay: float
     column_decay: float

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.keys import hash64
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.history import History
@@ -126,7 +127,7 @@ def _vectors(asked: Asked, here: NDArray[np.int64]) -> NDArray[np.float32]:
     discover = np.flatnonzero(source == "discover")
     if len(discover):
         seeds = np.array([query.seed for query in asked.queries], np.uint64)[lines.query[here[discover]]]
-        seeds += lines.slot[here[discover]].astype(np.uint64)
+        seeds += np.array([hash64(lines.specs[line].id) for line in here[discover].tolist()], np.uint64)
         noise = column(params[discover], "discovery_noise") * length[discover]
         vectors[discover] += noise * _unit(_normal(seeds, own.shape[1]))
     genre = np.flatnonzero(source == "genre")

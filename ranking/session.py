@@ -72,9 +72,11 @@ def _steer(events: Events, now: Now, items: NDArray[np.float32], vectors: NDArra
         begin = session_start(events, first, last, now.at[query], now.session[query])
         steered = own.copy()
         for event in range(begin, last):
-            row, did = events.row[event], events.did[event]
+            row, did, session = events.row[event], events.did[event], events.session[event]
             if row < 0 or events.at[event] > now.at[query]:
                 continue
+            if session > 0 and now.session[query] > 0 and session != now.session[query]:
+                continue  # of another session of the client's
             norm = np.sqrt(dot(items[row], items[row]))
             if norm == 0:
                 continue
@@ -95,11 +97,11 @@ def _steer(events: Events, now: Now, items: NDArray[np.float32], vectors: NDArra
 
 @compiled
 def session_start(events: Events, first: int, last: int, now: int, session: int) -> int:
-    """The first event of the session: back from now while no pause is too long, or the client names the same."""
+    """The first event of the session: back from now while no pause is too long, or as far as the client names it."""
     begin, after = last, now
     for event in range(last - 1, first - 1, -1):
         named = session > 0 and events.session[event] == session
-        if not named and after - events.at[event] > PAUSE_S:
-            break
-        begin, after = event, min(after, events.at[event])
+        if named or (begin == event + 1 and after - events.at[event] <= PAUSE_S):
+            begin = event
+            after = min(after, events.at[event])
     return begin

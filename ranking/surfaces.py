@@ -26,6 +26,7 @@ DEFAULT_SURFACES: Final = Path(__file__).with_name("surfaces.toml")
 RESERVE: Final = 3
 """Picks per place on a shelf, since shelves share their best: with 2, 4 % of listeners lost picked-for-you to it."""
 
+MOST_SHELVES: Final = 50
 MOST_SUBJECTS: Final = 4  # of a listener's anchors or genres, how many may have a shelf
 
 Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular", "newest", "editorial"]
@@ -177,7 +178,7 @@ class _SurfaceTable(_Table):
     dedupe: bool = True
     preset: str = ""
     params: _Preset = {}
-    shelves: list[_ShelfTable] = Field(min_length=1)
+    shelves: list[_ShelfTable] = Field(min_length=1, max_length=MOST_SHELVES)
 
     @validator(mode="after")
     def _names_each_shelf_once(self) -> Self:

@@ -79,6 +79,7 @@ def encode_ranked(
         degraded=bool(home.degraded),
         degraded_reasons=_reasons(home),
         snapshot_version=snapshot.digest,
+        notes=_notes(home),
     )
     parts: list[bytes] = []
     for shelf in home.shelves:

@@ -49,11 +49,12 @@ def _fate(one: home_pb2.ItemFate) -> Text:
 
 def _changed(found: home_pb2.ExplainHomeResponse) -> Iterator[Text]:
     """Which params would have another value."""
-    before = {value.name: value for value in found.params}
-    for value in found.what_if_params:
-        old = before.get(value.name) or before[value.name.rpartition(".")[2]]
-        if old.value != value.value:
-            yield Text(f"{value.name}: {old.value} ({old.origin}) -> {value.value} ({value.origin})")
+    before, after = ({value.name: value for value in page} for page in (found.params, found.what_if_params))
+    for name in dict.fromkeys((*before, *after)):
+        general = name.rpartition(".")[2]
+        old, new = before.get(name) or before[general], after.get(name) or after[general]
+        if old.value != new.value:
+            yield Text(f"{name}: {old.value} ({old.origin}) -> {new.value} ({new.origin})")
 
 
 def _stages(found: home_pb2.ExplainHomeResponse) -> Table:

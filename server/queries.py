@@ -10,7 +10,7 @@ from features.errors import InvalidInput, PermissionRefused
 from features.keys import hash64, item_keys
 from features.markets import ISO_3166
 from protos.home.v1 import home_pb2
-from ranking.params import INDEX
+from ranking.params import INDEX, Params
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 from server.identity import Principal, Role
@@ -67,7 +67,7 @@ def to_shelf_query(
         raise InvalidInput(*wrong)
     size = request.page_size or spec.size
     longer = replace(spec, size=size, minimum=1, depth=max(spec.depth, 2 * size))
-    return _query(request, replace(surface, shelves=(longer,)), now=now, shelves=0)
+    return _query(request, replace(surface, shelves=(longer,), params=_uncapped(surface.params)), now=now, shelves=0)
 
 
 def to_rank_query(
@@ -91,8 +91,7 @@ def to_rank_query(
     if wrong or surface is None:
         raise InvalidInput(*wrong)
     count = len(request.item_ids)
-    params = surface.params.copy()
-    params[INDEX["page_artist_cap"]] = 0
+    params = _uncapped(surface.params)
     if not request.page_size:  # all that pass the filters, by score: no cap drops any, and there is nothing to choose
         params[[INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap", "diversity")]] = 0
     size = request.page_size or count
@@ -110,6 +109,13 @@ def to_rank_query(
     page = _query(request, replace(surface, shelves=(spec,), params=params), now=now, shelves=0)
     near = hash64(request.query_item_id) if request.query_item_id else 0
     return replace(page, given=item_keys(request.item_ids), near=near, traced=True)
+
+
+def _uncapped(params: Params) -> Params:
+    """Params of a page of one shelf, for which the page's cap would be another cap of the shelf."""
+    changed = params.copy()
+    changed[INDEX["page_artist_cap"]] = 0
+    return changed
 
 
 def _query(request: Request, surface: Surface, *, now: int, shelves: int) -> HomeQuery:

@@ -1,20 +1,23 @@
 """Serves a made-up listener before real ones: a first request waits for nothing to be compiled or mapped."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
 from features.errors import SnapshotRefused
 from features.listeners import ListenerRecord, decode, encode
+from features.recent_state import Did, encode_entry
 from features.snapshot import Snapshot
+from ranking.compiled import one_at_a_time
 from ranking.home import assemble
-from ranking.surfaces import Surface
+from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 
 
-def rehearse(snapshot: Snapshot, surfaces: Iterable[Surface]) -> None:
-    """One page of each surface, for a listener at the centre of the first segment who plays what is popular.
+def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
+    """Pages of each surface, for listeners of every kind: known by a record, by recent plays, by both, not at all.
 
     Raises:
         SnapshotRefused: a page cannot be made of this snapshot.
@@ -34,12 +37,30 @@ def rehearse(snapshot: Snapshot, surfaces: Iterable[Surface]) -> None:
         genre_index=np.arange(min(2, len(manifest.genres)), dtype=np.uint16),
         genre_weight=np.full(min(2, len(manifest.genres)), 0.5, np.float16),
     )
-    frame = encode(record, snapshot.space_id)
-    queries = tuple(HomeQuery(user_id="rehearsal", surface=surface, now=0) for surface in surfaces)
-    listeners = decode(
-        [frame] * len(queries), space_id=snapshot.space_id, dimension=manifest.dimension, genres=len(manifest.genres)
+    frame, state = encode(record, snapshot.space_id), b"".join(encode_entry(Did.LIKE, int(key), at=0) for key in played)
+    known = ((frame, None), (frame, state), (None, state), (None, None), (frame[:-1], None))
+    queries = tuple(
+        HomeQuery(user_id="rehearsal", surface=surface, now=0, traced=number == 0, given=played)
+        for surface in (*surfaces, _given(surfaces))
+        for number in range(len(known))
     )
     try:
-        assemble(queries, listeners, snapshot, clock=time.perf_counter)
+        with one_at_a_time():
+            for number, query in enumerate(queries):
+                record_, state_ = known[number % len(known)]
+                listeners = decode(
+                    [record_],
+                    states=[state_],
+                    space_id=snapshot.space_id,
+                    dimension=manifest.dimension,
+                    genres=len(manifest.genres),
+                )
+                assemble((query,), listeners, snapshot, clock=time.perf_counter)
     except Exception as error:
         raise SnapshotRefused(f"no page can be made of it: {error!r}") from error
+
+
+def _given(surfaces: Collection[Surface]) -> Surface:
+    """A surface of a caller's own candidates."""
+    spec = ShelfSpec(id="given", source="given", titles={"en": ""}, minimum=1, item_keys={})
+    return replace(next(iter(surfaces)), shelves=(spec,))

@@ -1,5 +1,6 @@
 """The core: what `assemble` promises for any batch."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +22,9 @@ from ranking.home import assemble, feed
 from ranking.lines import draw_lines
 from ranking.params import INDEX, PARAMS, Param, Value, resolve
 from ranking.retrieve import retrieve
-from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Source, Surface
+from ranking.surfaces import DEFAULT_SURFACES, MOST_SUBJECTS, ShelfSpec, Source, Surface, load_surfaces
 from ranking.types import Degraded, Fate, Home, HomeQuery
+from server.rehearsal import rehearse
 
 NOW = 1_793_491_200  # 2026-11-01
 
@@ -146,6 +148,27 @@ def test_a_batch_equals_its_rows_served_alone(snapshot: Snapshot, records: dict[
         assert (home.fates, home.degraded, home.coverage) == (alone.fates, alone.degraded, alone.coverage)
 
 
+def test_nothing_is_compiled_once_a_worker_has_rehearsed(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """Of every loop there is the machine code for all that requests can bring: none waits a second for the compiler."""
+    rehearse(snapshot, load_surfaces(DEFAULT_SURFACES).values())
+    loops = {
+        one
+        for name, module in list(sys.modules.items())
+        if name.startswith("ranking.")
+        for one in vars(module).values()
+        if hasattr(one, "signatures")
+    }
+    before = {loop: len(loop.signatures) for loop in loops}
+    assert len(loops) > 20
+    for seed in range(40):
+        queries, frames = draw_batch(3000 + seed, snapshot, records)
+        rng = np.random.default_rng(seed)
+        serve(snapshot, queries, frames, [draw_state(rng, snapshot) for _ in queries])
+        one = replace(queries[0], traced=True, about=int(snapshot.columns["item_key"][seed]))
+        serve(snapshot, (one,), frames[:1], [encode_entry(Did.LIKE, int(snapshot.columns["item_key"][seed]), at=NOW)])
+    assert {loop: len(loop.signatures) for loop in loops} == before
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_page_keeps_the_rules(snapshot: Snapshot, records: dict[str, bytes], seed: int) -> None:
     """No row twice on a page that promises so; sizes and minimums hold; nothing shown is refused by any filter."""
@@ -257,16 +280,19 @@ def test_played_items_leave_shelves_that_skip_them(snapshot: Snapshot, records: 
     assert repeated > 0
 
 
-def test_a_listener_without_direction_gets_lists(snapshot: Snapshot, records: dict[str, bytes]) -> None:
-    """A record whose vector is zero is no fault and no cold start, but there is nothing to search with."""
+def test_a_listener_without_direction_is_folded_in_or_gets_lists(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """A record whose vector is zero is no fault and no cold start: its plays give a vector; without plays, lists."""
     user, frame = next(iter(records.items()))
     listeners = read(snapshot, [frame])
-    surface = Surface(name="two", shelves=(spec("taste", "taste"), spec("popular", "popular")))
+    surface = Surface(name="two", params=FREE, shelves=(spec("taste", "taste"), spec("popular", "popular")))
     query = HomeQuery(user_id=user, surface=surface, now=NOW)
     nowhere = replace(listeners, vectors=np.zeros_like(listeners.vectors))
-    ((home,), _) = assemble((query,), nowhere, snapshot, clock=time.perf_counter)
-    assert [shelf.spec.id for shelf in home.shelves] == ["popular"]
-    assert (home.cold_start, home.degraded, home.coverage) == (False, (), 100)
+    nothing = replace(nowhere, recent_start=np.zeros(2, np.int64), recent_keys=listeners.recent_keys[:0])
+    nothing = replace(nothing, recent_days=listeners.recent_days[:0], recent_plays=listeners.recent_plays[:0])
+    for who, shelves, folded_in in ((nowhere, ["taste", "popular"], True), (nothing, ["popular"], False)):
+        ((home,), _) = assemble((query,), who, snapshot, clock=time.perf_counter)
+        assert [shelf.spec.id for shelf in home.shelves] == shelves
+        assert (home.cold_start, home.degraded, home.coverage, home.folded_in) == (False, (), 100, folded_in)
 
 
 def test_a_failing_search_costs_its_shelves_only(snapshot: Snapshot, records: dict[str, bytes]) -> None:

@@ -16,6 +16,7 @@ MAY_IMPORT = {**LIBRARY, "server": {"server", "ranking", "features", "protos"}, 
 MAY_IMPORT_TOO = {"loadtest/stages.py": {"ranking", "features"}}  # it measures the core by itself, not a server
 COMMAND_LINE = {f"server/{path.name}" for path in (ROOT / "server").glob("cli*.py")}
 DOORS = {
+    "numba": {"ranking/compiled.py"},
     "faiss": {"features/index.py", "features/offline/"},
     "prometheus_client": {"server/metrics.py"},
     "redis": {"features/", "server/wiring.py", "server/admin_service.py", "server/snapshots.py", "server/cli_check.py"},

@@ -489,7 +489,7 @@ class GetHomeRequest(_message.Message):
     surface: _builtins.str
     """The surface's name. Empty: "home"."""
     session_id: _builtins.str
-    """The client's session, at most 128 of [A-Za-z0-9_.-]. Empty: sessions are told apart by a pause of 30 minutes."""
+    """The client's session, at most 128 of [A-Za-z0-9_.-]. Empty: half an hour by the clock."""
     page_size: _builtins.int
     """How many shelves to answer, 1-50. 0: all of the surface."""
     page_token: _builtins.str
@@ -816,6 +816,7 @@ class RankItemsResponse(_message.Message):
     DEGRADED_FIELD_NUMBER: _builtins.int
     DEGRADED_REASONS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this answer in logs and support."""
     cold_start: _builtins.bool
@@ -836,6 +837,10 @@ class RankItemsResponse(_message.Message):
     def degraded_reasons(self) -> _containers.RepeatedScalarFieldContainer[Global___DegradedReason.ValueType]:
         """What failed."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[Global___Note.ValueType]:
+        """Worth knowing, no degradation."""
+
     def __init__(
         self,
         *,
@@ -846,10 +851,11 @@ class RankItemsResponse(_message.Message):
         degraded: _builtins.bool = ...,
         degraded_reasons: _abc.Iterable[Global___DegradedReason.ValueType] | None = ...,
         snapshot_version: _builtins.str = ...,
+        notes: _abc.Iterable[Global___Note.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "dropped", b"dropped", "items", b"items", "request_id", b"request_id", "snapshot_version", b"snapshot_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "dropped", b"dropped", "items", b"items", "notes", b"notes", "request_id", b"request_id", "snapshot_version", b"snapshot_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
