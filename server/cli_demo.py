@@ -40,7 +40,7 @@ def demo(
     from server import calling, face, launch
 
     folder = load_settings(state=state).state / "demo"
-    settings = load_settings(state=folder / "state", redis="", prefix="demo", host="127.0.0.1")
+    settings = load_settings(state=folder / "state", redis="", host="127.0.0.1")
     digest = _prepare(settings, folder, items=items, listeners=listeners)
     listener = listener or _keenest(folder / "world")
     with _server(State(settings.state), folder / "serve.log", any_port=once) as (endpoints, ours):
@@ -107,7 +107,7 @@ def _server(state: State, log: Path, *, any_port: bool) -> Iterator[tuple[Endpoi
             raise
         yield running, False
         return
-    flags = {"redis": "", "prefix": "demo", "host": "127.0.0.1"}
+    flags = {"redis": "", "host": "127.0.0.1"}
     with launch.running(state, flags | launch.free_ports(any_port=any_port), log=log) as endpoints:
         yield endpoints, True
 
