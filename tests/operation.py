@@ -23,7 +23,7 @@ from server.identity import development_token
 from server.launch import running
 from tests.conftest import quiet
 
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 240.0
 FREE_PORTS: Final = {"port": "0", "control-port": "0", "metrics-port": "0"}
 Fact = TypeVar("Fact")
 

@@ -33,7 +33,7 @@ def test_the_demo_keeps_to_itself(built: Path, tmp_path: Path) -> None:
     first = shown()
     ok("publish", str(built), "--state", f"{tmp_path}/state", "--keep-records", "--quiet")
     assert shown() == first
-    ok("publish", str(built), "--state", f"{tmp_path}/state/demo/state", "--prefix", "demo", "--keep-records")
+    ok("publish", str(built), "--state", f"{tmp_path}/state/demo/state", "--keep-records")
     assert shown() > first
     assert State(tmp_path / "state/demo/state").endpoints() is None
 
@@ -43,7 +43,7 @@ def test_a_demo_that_runs_is_used(tmp_path: Path) -> None:
     words = ("demo", *SIZE, "--state", f"{tmp_path}/state")
     ok(*words, "--once")
     state = State(tmp_path / "state/demo/state")
-    with server(state, prefix="demo") as found:
+    with server(state) as found:
         said = ok(*words)
         assert "mantel get u" in said
         assert f"--state {state.path}" in said
