@@ -9,6 +9,7 @@ MantelError
 ├── ListeningError      the data's: a table or a column cannot be used
 ├── SnapshotRefused     the artefact's: incomplete, altered, or of another format
 ├── GateRefused         the artefact's: built well, but not good enough to serve
+├── Exhausted           ours, for now: a bound is reached, and passing it would endanger the rest
 ├── DeadlineExceeded    time's: the caller's deadline has passed
 └── Unavailable         ours, for now: a dependency or a snapshot is not there
 """
@@ -55,6 +56,10 @@ class SnapshotRefused(MantelError):
 
 class GateRefused(MantelError):
     """A snapshot misses the limits of offline acceptance."""
+
+
+class Exhausted(MantelError):
+    """A bound is reached; nothing was done."""
 
 
 class DeadlineExceeded(MantelError):

@@ -38,7 +38,7 @@ class Keys:
     prefix: str = "mantel"
 
     def listener(self, kind: str, user_id: str) -> str:
-        """A listener's key of one kind: `r:<space_id>` a record of that space, `s` recent state, `p` preferences."""
+        """A listener's key of one kind: `r:<space_id>` a record, `s` recent state, `i` impressions, `p` preferences."""
         return f"{self.prefix}:{{{partition(user_id)}}}:{kind}:{user_id}"
 
     def record(self, user_id: str, space_id: str) -> str:
@@ -49,6 +49,18 @@ class Keys:
         """The key of a listener's recent state."""
         return self.listener("s", user_id)
 
+    def impressions(self, user_id: str) -> str:
+        """The key of what a listener was shown of late."""
+        return self.listener("i", user_id)
+
+    def stream(self, number: int) -> str:
+        """The key of the event stream of one partition."""
+        return f"{self.prefix}:{{{number}}}:stream"
+
+    def seen(self, number: int, hour: int) -> str:
+        """The key of the set of events that one partition took in an hour, counted since 1970."""
+        return f"{self.prefix}:{{{number}}}:seen:{hour}"
+
     def records_pattern(self, space_id: str) -> str:
         """A SCAN pattern that matches every record of one embedding space."""
         return f"{self.prefix}:{{*}}:r:{space_id}:*"
@@ -57,6 +69,11 @@ class Keys:
     def pointer(self) -> str:
         """The key of the pointer to the snapshot that is served."""
         return f"{self.prefix}:pointer"
+
+    @property
+    def streams(self) -> str:
+        """The key of the name of this Redis' event streams: ids in another Redis' streams mean other events."""
+        return f"{self.prefix}:streams"
 
     @property
     def spaces(self) -> str:

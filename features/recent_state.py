@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.keys import hash64
+
 VERSION: Final = 1
 ENTRY: Final = np.dtype(
     [
@@ -35,6 +37,7 @@ class Did(IntEnum):
     SKIP = 3
     LIKE = 4
     HIDE = 5
+    IMPRESSION = 6  # in a string of its own, so that what was only seen never pushes out what was done
 
 
 PLAYED: Final = (Did.PLAY, Did.COMPLETE, Did.LIKE)
@@ -58,15 +61,29 @@ class RecentState:
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
 
+def session_of(session_id: str) -> int:
+    """How an entry names a session; 0: none was said."""
+    return hash64(session_id) & 0xFFFFFFFF if session_id else 0
+
+
 def encode_entry(did: Did, item_key: int, *, at: int, session: int = 0, seconds: int = 0) -> bytes:
     """One entry; times beyond what it holds are cut to it."""
-    entry = np.zeros(1, ENTRY)
-    entry["item_key"], entry["did"], entry["version"] = item_key, did, VERSION
-    entry["at"] = min(max(at, 0), 2**32 - 1)
-    entry["session"] = session & 0xFFFFFFFF
-    entry["seconds"] = min(max(seconds, 0), 2**16 - 1)
-    entry["checksum"] = _checksum(entry)
-    return entry.tobytes()
+    return encode_entries([(did, item_key, at, session, seconds)])[0]
+
+
+def encode_entries(done: Sequence[tuple[Did, int, int, int, int]]) -> list[bytes]:
+    """Entries of (did, item key, at, session, seconds), each by itself; times beyond what they hold are cut to it."""
+    size = ENTRY.itemsize
+    entries = np.array(
+        [
+            (key, min(max(at, 0), 2**32 - 1), session & 0xFFFFFFFF, min(max(seconds, 0), 2**16 - 1), did, VERSION, 0)
+            for did, key, at, session, seconds in done
+        ],
+        ENTRY,
+    )
+    entries["checksum"] = _checksum(entries)
+    raw = entries.tobytes()
+    return [raw[place : place + size] for place in range(0, len(raw), size)]
 
 
 def decode_states(values: Sequence[bytes | None]) -> RecentState:

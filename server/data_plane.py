@@ -5,9 +5,11 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from features.event_store import EventStore, Recorded
 from features.index import use_one_thread
 from features.listener_store import ListenerStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
@@ -32,6 +34,8 @@ class DataPlane:
     store: ListenerStore
     snapshots: Snapshots
     batcher: Batcher[Any, Served]
+    event_store: EventStore
+    event_batcher: Batcher[Any, Recorded]
     reload_identities: Callable[[], None]
     metrics: Metrics
     shared_port: bool  # other processes listen on it too
@@ -43,7 +47,8 @@ class DataPlane:
         """
         use_one_thread()
         listening = asyncio.Event()
-        work = (self._beat_on(time.time(), listening), self.batcher.run(), self._keep_house(stop, listening))
+        batching = (self.batcher.run(), self.event_batcher.run())
+        work = (self._beat_on(time.time(), listening), *batching, self._keep_house(stop, listening))
         tasks = [asyncio.create_task(one) for one in work]
         try:
             await _watch(tasks, stop)
@@ -52,6 +57,7 @@ class DataPlane:
                 await asyncio.sleep(self.settings.drain_s)  # load balancers look elsewhere before the port closes
                 await self.transport.stop(self.settings.grace_s)
                 await self.batcher.drain()
+                await self.event_batcher.drain()
         finally:
             stop.set()
             for task in tasks:
@@ -59,6 +65,7 @@ class DataPlane:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.transport.stop(0)
             await self.store.close()
+            await self.event_store.close()
             self.state.stop_beating(os.getpid())
 
     async def _keep_house(self, stop: asyncio.Event, listening: asyncio.Event) -> None:
@@ -84,6 +91,8 @@ class DataPlane:
             await self.snapshots.refresh()
         except Exception:  # noqa: BLE001  # as above
             _log.exception("the snapshot stays as it was")
+        with suppress(Exception):  # that the store is away, the look at the pointer has told
+            self.metrics.streams_filled(await self.event_store.fullness())
 
     async def _beat_on(self, started_at: float, listening: asyncio.Event) -> None:
         """Beats also while a large snapshot loads: what a living worker serves must not be collected."""

@@ -8,6 +8,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from features.errors import (
     DeadlineExceeded,
+    Exhausted,
     InvalidInput,
     MantelError,
     NotFound,
@@ -26,6 +27,7 @@ _CODES: Final[tuple[tuple[type[MantelError], int], ...]] = (
     (PermissionRefused, code_pb2.PERMISSION_DENIED),
     (NotFound, code_pb2.NOT_FOUND),
     (WrongState, code_pb2.FAILED_PRECONDITION),
+    (Exhausted, code_pb2.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, code_pb2.DEADLINE_EXCEEDED),
     (Unavailable, code_pb2.UNAVAILABLE),
 )

@@ -4,6 +4,7 @@ The names of the gRPC instruments are those that existing dashboards and alerts 
 its own files into the directory that PROMETHEUS_MULTIPROC_DIR names before this module is imported.
 """
 
+from collections import Counter as Tally
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,15 @@ class Metrics:
         self._lag = Gauge(
             "mantel_loop_lag_seconds", "How late the event loop runs.", registry=registry, multiprocess_mode="livemax"
         )
+        self._events = Counter(
+            "mantel_events_total", "Events, by kind and what became of them.", ("kind", "result"), registry=registry
+        )
+        self._stream = Gauge(
+            "mantel_event_stream_share",
+            "Share of its bound that the fullest event stream has reached; at 1 events are refused.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._registry = registry
 
     @cached_property
@@ -83,6 +93,15 @@ class Metrics:
         self._batch.observe(count)
         for stage, seconds in (("read", read_s), *trace.stages):
             self._stage.labels(stage).observe(seconds)
+
+    def recorded(self, events: Iterable[tuple[str, str]]) -> None:
+        """Events, each with its kind and result, have been answered."""
+        for labels, number in Tally(events).items():
+            self._events.labels(*labels).inc(number)
+
+    def streams_filled(self, share: float) -> None:
+        """The fullest event stream has reached this share of its bound."""
+        self._stream.set(share)
 
     def swapped(self, items: int) -> None:
         """A snapshot was taken into service."""

@@ -40,6 +40,11 @@ class Settings(BaseSettings):
     )
     batch_cap: int = Field(default=16, ge=1, le=64, description="most requests in one batch")
     redis_timeout_ms: float = Field(default=20.0, gt=0, description="wait for one read of listeners")
+    event_timeout_ms: float = Field(default=1000.0, gt=0, description="wait for events to reach the store's disk")
+    event_stream_max: int = Field(
+        default=100_000, ge=500, description="most events in each of 64 streams; beyond, events are refused"
+    )
+    recent_days: float = Field(default=30.0, gt=0, description="days that recent events are kept after the last one")
     default_deadline_ms: float = Field(default=1000.0, gt=0, description="deadline of calls that bring none")
     snapshot_max_age_h: float = Field(default=168.0, gt=0, description="hours after which a snapshot counts as stale")
     poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointer")

@@ -10,6 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from features.errors import InvalidInput
+from features.event_store import EventStore, Recorded
 from features.keys import Keys
 from features.listener_store import ListenerStore
 from features.state import State
@@ -21,6 +22,7 @@ from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from server.admin_service import AdminService
 from server.batching import Batcher
 from server.data_plane import DataPlane
+from server.event_service import EventService
 from server.guard import Guard
 from server.home_service import HomeBatches, HomeService, Served
 from server.identity import Identities, Role, load_identities
@@ -31,6 +33,7 @@ from server.settings import Settings
 from server.snapshots import Snapshots
 from server.transport import Table, Transport, bind
 
+EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
 ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
 _log = logging.getLogger("mantel.wiring")
@@ -56,15 +59,26 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         log=RequestLog(settings.log_sample),
         now=time.time,
     )
+    event_store = EventStore(
+        redis_url,
+        keys,
+        timeout_s=settings.event_timeout_ms / 1000,
+        stream_max=settings.event_stream_max,
+        recent_s=int(settings.recent_days * 86_400),
+    )
+    event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
+    events = EventService(batcher=event_batcher, metrics=metrics, now=time.time)
     identities = IdentityFile(settings)
     guard = Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
     return DataPlane(
         settings=settings,
         state=state,
-        transport=bind(settings, guard, data_methods(home), port=port, shared_port=shared_port),
+        transport=bind(settings, guard, data_methods(home, events), port=port, shared_port=shared_port),
         store=store,
         snapshots=snapshots,
         batcher=batcher,
+        event_store=event_store,
+        event_batcher=event_batcher,
         reload_identities=identities.reload,
         metrics=metrics,
         shared_port=shared_port,
@@ -85,7 +99,7 @@ def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port:
     return bind(settings, guard, control_methods(admin), port=port, shared_port=shared_port)
 
 
-def data_methods(home: HomeService) -> Table:
+def data_methods(home: HomeService, events: EventService) -> Table:
     """Every method of the data port with the role it needs; None where a later version serves it."""
     return {
         _service(home_pb2.DESCRIPTOR, "HomeService"): {
@@ -94,7 +108,7 @@ def data_methods(home: HomeService) -> Table:
             "RankItems": (Role.CLIENT, home.rank_items),
             "ExplainHome": (Role.EXPLAIN, home.explain_home),
         },
-        _service(events_pb2.DESCRIPTOR, "EventService"): {"RecordEvents": (Role.CLIENT, None)},
+        _service(events_pb2.DESCRIPTOR, "EventService"): {"RecordEvents": (Role.CLIENT, events.record_events)},
         _service(listeners_pb2.DESCRIPTOR, "ListenerService"): {
             "GetPreferences": (Role.CLIENT, None),
             "UpdatePreferences": (Role.CLIENT, None),

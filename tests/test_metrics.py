@@ -5,6 +5,7 @@ import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -16,11 +17,17 @@ from features.pointer import Pointer
 from features.snapshot import read_manifest
 from features.state import Endpoints, State
 from protos.client import AdminClient
+from protos.events.v1 import events_pb2, events_pb2_grpc
 from server.identity import development_token
 from server.metrics import Metrics
 from tests.conftest import Store
 from tests.damage import place, truncate
 from tests.operation import client_of, eventually, published, redis_of, server
+from tests.recording import event
+from tests.wire import bearer
+
+if TYPE_CHECKING:
+    from protos.events.v1.events_pb2_grpc import EventServiceStub
 
 CALLS = 40
 
@@ -66,6 +73,14 @@ def call(state: State, endpoints: Endpoints, times: int, user: str = "u0000001",
     for _ in range(times):
         with client_of(state, endpoints) as client:
             client.get_home(user, surface=surface, timeout_s=20)
+
+
+def record_one(state: State, endpoints: Endpoints) -> None:
+    """Records an event."""
+    request = events_pb2.RecordEventsRequest(events=[event("one")])
+    with grpc.insecure_channel(endpoints.target) as channel:
+        stub: EventServiceStub = events_pb2_grpc.EventServiceStub(channel)
+        stub.RecordEvents(request, metadata=bearer(development_token(state)), timeout=20)
 
 
 def test_the_page_adds_up_all_workers(state: State, endpoints: Endpoints) -> None:
@@ -121,6 +136,7 @@ def test_every_instrument_moves(state: State, endpoints: Endpoints, second: Path
         client.set(store.keys.record("u0000002", space), b"broken")
         call(state, endpoints, 1, user="u0000002")
         place(store, second, truncate)
+    record_one(state, endpoints)
     registry = CollectorRegistry()
     Metrics(registry).published(0.0)  # declared when there is something to tell
     declared = {family.name for family in registry.collect()}

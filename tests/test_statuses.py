@@ -32,6 +32,7 @@ DATA = [path for path, _ in methods(*DATA_FILES)]
 CONTROL = [path for path, _ in methods(*CONTROL_FILES)]
 SERVED = {
     *(GET_HOME.replace("GetHome", name) for name in ("GetHome", "GetShelf", "RankItems", "ExplainHome")),
+    "/mantel.events.v1.EventService/RecordEvents",
     *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot")),
 }
 UNAUTHENTICATED: dict[str, Metadata] = {
