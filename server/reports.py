@@ -51,6 +51,21 @@ def build(report: Any, *, as_json: bool) -> None:
     _rejected(report.rejections)
 
 
+def drain(report: Any, out: Path, *, as_json: bool) -> None:
+    """A DrainReport: how many events were moved, which were known, and where they lie."""
+    if as_json:
+        print(json.dumps(asdict(report)))
+        return
+    rows = [
+        ("events", f"{report.written:,}"),
+        ("known already", f"{report.repeated:,}"),
+        ("unreadable", f"{report.unreadable:,}"),
+        ("days", ", ".join(report.days) or "none"),
+        ("listens written anew", f"{report.listens:,}"),
+    ]
+    console().print(table(f"drained -> {out}", ("", "value"), rows))
+
+
 def evaluation(found: Any, *, as_json: bool) -> None:
     """An Evaluation: relevance per model, and paired differences with their intervals."""
     if as_json:

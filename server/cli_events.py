@@ -1,0 +1,73 @@
+"""The commands for events: `mantel events drain`."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from features.errors import Unavailable
+from features.state import State
+from server.options import JsonOption, PrefixOption, QuietOption, RedisOption, StateOption, redis_url
+from server.settings import load_settings
+
+if TYPE_CHECKING:
+    from features.offline.drain import DrainReport
+
+events = typer.Typer(help="What listeners did: drain it into files.", no_args_is_help=True)
+
+
+@events.command("drain")
+def drain(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory for the events; what is there is added to.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until Ctrl-C or SIGTERM.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.1, help="With --follow: seconds between drains.")] = 60.0,
+    state: StateOption = None,
+    redis: RedisOption = None,
+    prefix: PrefixOption = None,
+    json_: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Move events from Redis to Parquet files, each event once; may be killed and run again at any time.
+
+    OUT/day=YYYY-MM-DD/part-*.parquet holds the events by the day on which they occurred; leave the last five days
+    there, for in them it looks for what it has drained already. OUT/listens/ holds the plays of each day as the table
+    `listens` of mantel build: with OUT/items.parquet beside it, mantel build --data OUT trains on them. Drain one Redis
+    into one OUT, one drain at a time.
+
+    Example: mantel events drain --out E
+    """
+    from features.keys import Keys
+    from features.offline.drain import drain as drain_events
+    from features.offline.publish import connect
+    from server import face, reports
+
+    settings = load_settings(state=state, redis=redis, prefix=prefix)
+    held = "another drain is under way on this state directory"
+    with State(settings.state).lock("drain", wait=False, held=held), redis_url(settings) as url, connect(url) as client:
+        drain_once = partial(drain_events, client, Keys(prefix=settings.prefix), out)
+        if follow:
+            _follow(drain_once, every_s, as_json=json_)
+        with face.progress(quiet=quiet or json_) as tell:
+            report = drain_once(progress=tell)
+    reports.drain(report, out, as_json=json_)
+
+
+def _follow(drain_once: Callable[..., "DrainReport"], every_s: float, *, as_json: bool) -> NoReturn:
+    """Drains until it is ended; a Redis that is away is waited for."""
+    while True:
+        try:
+            report = drain_once(progress=lambda *_: None)
+        except Unavailable as error:
+            typer.secho(f"mantel: {error}; trying again", fg="yellow", err=True)
+        else:
+            if as_json:
+                typer.echo(json.dumps(asdict(report)))
+            elif report.read:
+                typer.echo(f"{time.strftime('%H:%M:%S')} {report.written:,} events, {report.repeated:,} known already")
+        time.sleep(every_s)
