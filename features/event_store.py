@@ -104,7 +104,7 @@ class EventStore:
             _log.error("events were not acknowledged: %s", error)
             return [Unavailable(str(error)) for _ in calls]
         return [
-            self._answer("".join(islice(told, len(call))) if well else "")
+            self._answer("".join(islice(told, len(call))) if well else " ")
             for call, well in zip(calls, fits, strict=True)
         ]
 
@@ -202,7 +202,7 @@ class EventStore:
             ) from answer
 
     def _answer(self, told: str) -> Recorded:
-        if not told or " " in told:
+        if " " in told:
             return Exhausted(f"a stream holds its {self._stream_max:,} events until it is drained; {_LATER}")
         return [letter == "r" for letter in told]
 
