@@ -31,8 +31,9 @@ def service_config(*, patient: bool) -> str:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    home = {"name": [{"service": "mantel.home.v1.HomeService"}], "retryPolicy": retry, "waitForReady": patient}
-    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [home]})
+    names = [{"service": f"mantel.{name}"} for name in ("home.v1.HomeService", "events.v1.EventService")]
+    method = {"name": names, "retryPolicy": retry, "waitForReady": patient}  # events count once by their ids
+    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

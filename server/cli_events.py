@@ -35,10 +35,11 @@ def drain(
 ) -> None:
     """Move events from Redis to Parquet files, each event once; may be killed and run again at any time.
 
-    OUT/day=YYYY-MM-DD/part-*.parquet holds the events by the day on which they occurred; leave the last five days
-    there, for in them it looks for what it has drained already. OUT/listens/ holds the plays of each day as the table
-    `listens` of mantel build: with OUT/items.parquet beside it, mantel build --data OUT trains on them. Drain one Redis
-    into one OUT, one drain at a time.
+    OUT/day=YYYY-MM-DD/ holds the events by the day on which they occurred.
+    Leave the last five days there: in them it looks for what it has drained.
+    OUT/listens/ holds the plays of each day as the table `listens`: with
+    OUT/items.parquet beside it, `mantel build --data OUT` trains on them.
+    Drain one Redis into one OUT, one drain at a time.
 
     Example: mantel events drain --out E
     """

@@ -272,6 +272,11 @@ async def test_its_listens_are_what_build_reads(store: Store, tmp_path: Path, wo
     data = open_listening(out)
     table = pl.concat(data.listens())
     assert data.report.rows() == []
+    assert (
+        table["last_played_at"]
+        .is_between(datetime.fromtimestamp(NOW_MS / 1000 - 172_800, UTC), datetime.now(UTC))
+        .all()
+    )
     plays = rows(out).filter(pl.col("kind") == "play")
     assert table["plays"].sum() >= len(plays)
     assert set(plays["user_id"]) <= set(table["user_id"])
