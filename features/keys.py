@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PARTITIONS = 64
+_OF_LISTENER = ("s", "p", "i", "c")  # every kind that is not of one embedding space; Forget erases what stands here
 
 
 def hash64(text: str) -> int:
@@ -38,7 +39,10 @@ class Keys:
     prefix: str = "mantel"
 
     def listener(self, kind: str, user_id: str) -> str:
-        """A listener's key of one kind: `r:<space_id>` a record, `s` recent state, `i` impressions, `p` preferences."""
+        """A listener's key of one kind.
+
+        `r:<space_id>` a record of that space, `s` recent state, `p` preferences, `i` impressions, `c` caps.
+        """
         return f"{self.prefix}:{{{partition(user_id)}}}:{kind}:{user_id}"
 
     def record(self, user_id: str, space_id: str) -> str:
@@ -60,6 +64,19 @@ class Keys:
     def seen(self, number: int, hour: int) -> str:
         """The key of the set of events that one partition took in an hour, counted since 1970."""
         return f"{self.prefix}:{{{number}}}:seen:{hour}"
+
+    def preferences(self, user_id: str) -> str:
+        """The key of a listener's preferences."""
+        return self.listener("p", user_id)
+
+    def all_of_listener(self, user_id: str, space_ids: Iterable[str]) -> list[str]:
+        """Every key that a listener can have, with a record in each of these embedding spaces."""
+        records = [self.record(user_id, space_id) for space_id in space_ids]
+        return [*records, *(self.listener(kind, user_id) for kind in _OF_LISTENER)]
+
+    def forgotten(self, number: int) -> str:
+        """The key of the hash of a partition's tombstones: who was forgotten, and when."""
+        return f"{self.prefix}:{{{number}}}:forgotten"
 
     def records_pattern(self, space_id: str) -> str:
         """A SCAN pattern that matches every record of one embedding space."""

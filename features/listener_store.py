@@ -52,15 +52,18 @@ class ListenerStore:
             read: list[Any] = await self._client.mget(
                 [self._keys.record(user, manifest.space_id) for user in user_ids]
                 + [self._keys.state(user) for user in user_ids]
+                + [self._keys.preferences(user) for user in user_ids]
             )
         except (redis.exceptions.TimeoutError, TimeoutError):
-            read, missing = [None] * 2 * len(user_ids), Known.LATE
+            read, missing = [None] * 3 * len(user_ids), Known.LATE
         except (redis.exceptions.RedisError, OSError):
-            read, missing = [None] * 2 * len(user_ids), Known.DOWN
+            read, missing = [None] * 3 * len(user_ids), Known.DOWN
             self._whole = frozenset()  # it may come back without its data
+        size = len(user_ids)
         return decode(
-            read[: len(user_ids)],
-            states=read[len(user_ids) :],
+            read[:size],
+            states=read[size : 2 * size],
+            preferences=read[2 * size :],
             space_id=snapshot.space_id,
             dimension=manifest.dimension,
             genres=len(manifest.genres),

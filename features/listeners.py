@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.preferences import Wishes, decode_wishes
 from features.recent_state import RecentState, decode_states
 
 MAGIC: Final = b"ML"
@@ -74,13 +75,15 @@ class Listeners:
     total_plays: NDArray[np.int64]  # [B]
     segment: NDArray[np.int64]  # [B]
     market: tuple[str, ...]  # [B], "" = not said
-    allow_explicit: NDArray[np.bool_]  # [B]
+    allow_explicit: NDArray[np.bool_]  # [B], as the listener said, else as the record says
     recent_start: NDArray[np.int64]  # [B + 1]
     recent_keys: NDArray[np.uint64]
     recent_days: NDArray[np.uint16]
     recent_plays: NDArray[np.uint16]
     genre_weights: NDArray[np.float32]  # [B, G]
     state: RecentState  # what they did of late
+    wishes: Wishes  # what they hid and chose
+    blind: NDArray[np.bool_]  # [B], nobody can say what they hid
     folded_in: NDArray[np.bool_]  # [B], whose vector comes from recent plays
 
 
@@ -114,7 +117,7 @@ def encode(record: ListenerRecord, space_id: int) -> bytes:
     return head + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))) + body
 
 
-def decode(
+def decode(  # noqa: PLR0913  # all that is read of a listener
     frames: Sequence[bytes | None],
     *,
     space_id: int,
@@ -122,10 +125,11 @@ def decode(
     genres: int,
     missing: Known = Known.STRANGER,
     states: Sequence[bytes | None] = (),
+    preferences: Sequence[bytes | None] = (),
 ) -> Listeners:
     """Reads a batch of frames into columns; `None` becomes a row of what `missing` says, a bad frame an INVALID one.
 
-    `states` are the listeners' recent states, none at all where they were not read.
+    `states` and `preferences` are the listeners' own, none at all where they were not read.
     """
     size = len(frames)
     known = np.full(size, missing, np.uint8)
@@ -155,7 +159,8 @@ def decode(
         _add_genres(weights[row], frame, start + _RECENT_BYTES * n_recent, n_genre)
     broken = ~np.isfinite(vectors).all(axis=1)  # written so: its checksum is right
     known[broken], vectors[broken] = Known.INVALID, 0
-    allow_explicit &= np.isin(known, (Known.RECORD, Known.STRANGER))  # closed where nobody can say
+    wishes = decode_wishes(preferences or [None] * size)
+    allow_explicit &= np.isin(known, (Known.RECORD, Known.STRANGER)) & ~wishes.unreadable  # closed: nobody can say
     keys, days, plays = _recents(parts)
     return Listeners(
         known=known,
@@ -163,15 +168,22 @@ def decode(
         total_plays=total_plays,
         segment=segment,
         market=tuple(market),
-        allow_explicit=allow_explicit,
+        allow_explicit=np.where(wishes.said_explicit, wishes.allow_explicit, allow_explicit),
         recent_start=np.cumsum(recents),
         recent_keys=keys,
         recent_days=days,
         recent_plays=plays,
         genre_weights=weights,
         state=decode_states(states or [None] * size),
+        wishes=wishes,
+        blind=wishes.unreadable | (np.isin(known, (Known.LATE, Known.DOWN)) & ~wishes.read),
         folded_in=np.zeros(size, np.bool_),
     )
+
+
+def created_day(frame: bytes) -> int:
+    """The day on which the account of a record began, since 1970; 0 where it is unknown."""
+    return int(_HEAD.unpack_from(frame)[9])
 
 
 def _verify(frame: bytes, space_id: int, dimension: int) -> tuple[Any, ...] | None:

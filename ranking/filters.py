@@ -1,19 +1,17 @@
 """What may not be shown. A filter marks a fate and never deletes; the first mark stays."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.snapshot import Limit, Snapshot
 from ranking.compiled import compiled
+from ranking.hidden import among, by_hidden, pairs
 from ranking.history import History
-from ranking.types import Candidates, Fate, HomeQuery, Lines
+from ranking.types import Candidates, Fate, HomeQuery, Lines, Pairs
 
-Pairs = NDArray[np.int64]  # query << 32 | row, ascending
-_NONE: Final = np.empty(0, np.uint64)
 _RESTRICTED: Final = int(Limit.MARKETS)
 _EXPLICIT: Final = int(Limit.EXPLICIT)
 _WINDOWED: Final = int(Limit.WINDOW)
@@ -29,6 +27,8 @@ class Asked(NamedTuple):
     allow_explicit: NDArray[np.bool_]  # [query]
     now: NDArray[np.int64]  # [query]
     hidden: Pairs
+    hidden_start: NDArray[np.int64]  # [query + 1]; query q hid hidden_artists[hidden_start[q]:hidden_start[q + 1]]
+    hidden_artists: NDArray[np.uint64]
     excluded: Pairs
     played: Pairs
     limits: NDArray[np.uint8]  # [item], as the columns below
@@ -36,6 +36,7 @@ class Asked(NamedTuple):
     available_from: NDArray[np.int64]
     available_until: NDArray[np.int64]
     genres: NDArray[np.int16]
+    artists: NDArray[np.uint64]
 
 
 @compiled
@@ -45,6 +46,7 @@ def _mark(asked: Asked, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> Non
     for line in range(rows.shape[0]):
         query, genre, skip_played = asked.query[line], asked.genre[line], asked.skip_played[line]
         market, now, allow_explicit = asked.market[query], asked.now[query], asked.allow_explicit[query]
+        hid, hid_end = asked.hidden_start[query], asked.hidden_start[query + 1]
         for place in range(rows.shape[1]):
             row = rows[line, place]
             if fate[line, place] != Fate.KEPT:
@@ -55,7 +57,9 @@ def _mark(asked: Asked, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> Non
                 fate[line, place] = Fate.UNAVAILABLE
             elif limits[row] & _EXPLICIT and not allow_explicit:
                 fate[line, place] = Fate.EXPLICIT
-            elif among(asked.hidden, query, row):
+            elif among(asked.hidden, query, row) or (
+                hid < hid_end and by_hidden(asked.hidden_artists, hid, hid_end, asked.artists[row])
+            ):
                 fate[line, place] = Fate.HIDDEN
             elif among(asked.excluded, query, row):
                 fate[line, place] = Fate.EXCLUDED
@@ -83,19 +87,6 @@ def off_genre(genres: NDArray[np.int16], row: int, wanted: int) -> bool:
     return not np.any(genres[row] == wanted)
 
 
-@compiled
-def among(pairs: Pairs, query: int, row: int) -> bool:
-    """Whether the listener hid or played an item, or the request excludes it."""
-    wanted, low, high = query << 32 | row, 0, len(pairs)
-    while low < high:
-        middle = (low + high) // 2
-        if pairs[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low < len(pairs) and pairs[low] == wanted
-
-
 def drop(
     queries: tuple[HomeQuery, ...], lines: Lines, history: History, snapshot: Snapshot, candidates: Candidates
 ) -> Candidates:
@@ -108,27 +99,22 @@ def drop(
         market=np.array([snapshot.market_index.get(name, -1) for name in lines.market], np.int64),
         allow_explicit=lines.allow_explicit,
         now=np.array([query.now for query in queries], np.int64),
-        hidden=_pairs(snapshot, (query.hidden for query in queries)),
-        excluded=_pairs(snapshot, (query.excluded for query in queries)),
+        hidden=lines.hidden.items,
+        hidden_start=lines.hidden.artist_start,
+        hidden_artists=lines.hidden.artists,
+        excluded=pairs(
+            np.repeat(np.arange(len(queries)), [len(query.excluded) for query in queries]),
+            np.concatenate([query.excluded for query in queries]),
+            snapshot,
+        ),
         played=np.sort(history.query << 32 | history.row),
         limits=columns["limits"],
         market_bits=columns["market_bits"],
         available_from=columns["available_from"],
         available_until=columns["available_until"],
         genres=columns["genre"],
+        artists=columns["artist_key"],
     )
     fate = candidates.fate.copy()
     _mark(asked, candidates.rows, fate)
     return replace(candidates, fate=fate)
-
-
-def _pairs(snapshot: Snapshot, keys: Iterable[NDArray[np.uint64] | None]) -> Pairs:
-    """The rows of each query's item keys: one look-up for the whole batch."""
-    per_query = [_NONE if found is None else found for found in keys]
-    lengths = [len(found) for found in per_query]
-    if not sum(lengths):
-        return np.empty(0, np.int64)
-    rows = snapshot.rows_of(np.concatenate(per_query))
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    found: NDArray[Any] = (owner << 32 | rows)[rows >= 0]
-    return np.sort(found)

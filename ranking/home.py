@@ -95,7 +95,7 @@ def _home(
     pages: Pages,
     failed: NDArray[np.bool_],
 ) -> Home:
-    known = Known(listeners.known[number])
+    known, blind = Known(listeners.known[number]), bool(listeners.blind[number]) and query.hidden is None
     first, last = int(lines.first[number]), int(lines.first[number + 1])
     shelves = tuple(
         Shelf(
@@ -110,22 +110,22 @@ def _home(
         if line >= 0
     )
     wanted, missed = len(asked(query)), int(np.count_nonzero(failed[first:last]))
-    lost = missed + (wanted - (last - first) if known in _FAULTS else 0)
+    lost = missed + (wanted - (last - first) if known in _FAULTS or blind else 0)
     met = pages.fates[number].tolist()
     return Home(
         shelves=shelves,
         market=lines.market[number],
         cold_start=known is Known.STRANGER,
         folded_in=bool(listeners.folded_in[number]),
-        degraded=tuple(_degraded(query, known, missed, last - first)),
+        degraded=tuple(_degraded(known, missed, last - first, blind=blind)),
         coverage=100 * (wanted - lost) // wanted,
         fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},
     )
 
 
-def _degraded(query: HomeQuery, known: Known, failed: int, lines: int) -> list[Degraded]:
+def _degraded(known: Known, failed: int, lines: int, *, blind: bool) -> list[Degraded]:
     reasons = [_FAULTS[known]] if known in _FAULTS else []
-    if known in {Known.LATE, Known.DOWN} and query.hidden is None:
+    if blind:
         reasons.append(Degraded.BLOCKLIST_UNKNOWN)
     if failed:
         reasons.append(Degraded.RETRIEVAL_PARTIAL if failed < lines else Degraded.RETRIEVAL_DOWN)

@@ -5,32 +5,34 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.listeners import Known, Listeners
+from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.compiled import compiled
+from ranking.dial import dialled
+from ranking.hidden import among, by_hidden, hidden_from
 from ranking.history import DAY_S, History, weight
 from ranking.params import INDEX
 from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Why
-from ranking.types import HomeQuery, Lines
+from ranking.types import Hidden, HomeQuery, Lines
 
 SEARCHED: Final = ("taste", "discover", "genre")
-_UNHEARD: Final = (Known.LATE, Known.DOWN)  # nobody can say what they hid
 _FOR_ALL: Final = ("popular", "editorial", "given")
 
 
 def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: History, snapshot: Snapshot) -> Lines:
     """The lines of every query, top shelf first; a shelf that cannot be filled for its listener has none."""
+    hidden = hidden_from(queries, listeners, snapshot)
     near = snapshot.rows_of(np.array([query.near for query in queries], np.uint64))
     subjects = {
-        "neighbours": _anchors(queries, history, snapshot).tolist(),
+        "neighbours": _anchors(queries, hidden, history, snapshot).tolist(),
         "genre": _genres(listeners).tolist(),
         "given": [[row if query.near else -1] for query, row in zip(queries, near.tolist(), strict=True)],
     }
     has_taste = np.any(listeners.vectors != 0, axis=1).tolist()  # whom training could not place has a zero vector
     has_played = (np.diff(history.start) > 0).tolist()
     drawn: list[tuple[int, int, ShelfSpec, int]] = []
-    for number, (query, known) in enumerate(zip(queries, listeners.known.tolist(), strict=True)):
-        blind = known in _UNHEARD and query.hidden is None
+    for number, (query, unsaid) in enumerate(zip(queries, listeners.blind.tolist(), strict=True)):
+        blind = unsaid and query.hidden is None
         for slot, spec in enumerate(asked(query)):
             source = spec.source
             if blind and source not in _FOR_ALL:
@@ -43,7 +45,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
             ):
                 continue
             drawn.append((number, slot, spec, subject))
-    return _columns(drawn, queries, listeners, has_taste)
+    return _columns(drawn, queries, listeners, hidden, has_taste)
 
 
 def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
@@ -55,11 +57,14 @@ def _columns(
     drawn: list[tuple[int, int, ShelfSpec, int]],
     queries: tuple[HomeQuery, ...],
     listeners: Listeners,
+    hidden: Hidden,
     has_taste: list[bool],
 ) -> Lines:
     specs = tuple(spec for _, _, spec, _ in drawn)
     allow = [query.allow_explicit for query in queries]
     query = np.array([number for number, _, _, _ in drawn], np.int64)
+    source = np.array([spec.source for spec in specs], np.str_)
+    params = np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX))
     return Lines(
         query=query,
         first=np.searchsorted(query, np.arange(len(queries) + 1)),
@@ -69,14 +74,15 @@ def _columns(
         size=np.array([spec.size for spec in specs], np.int64),
         minimum=np.array([spec.minimum for spec in specs], np.int64),
         skip_played=np.array([spec.skip_played for spec in specs], np.bool_),
-        source=np.array([spec.source for spec in specs], np.str_),
+        source=source,
         subject=np.array([subject for _, _, _, subject in drawn], np.int64),
         why=tuple(_why(spec, subject, has_taste[number]) for number, _, spec, subject in drawn),
-        params=np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX)),
+        params=dialled(params, source, listeners.wishes.discovery[query]),
         page_params=np.array([query.surface.params for query in queries]),
         specs=specs,
         market=tuple(query.market or market for query, market in zip(queries, listeners.market, strict=True)),
         allow_explicit=np.where([said is None for said in allow], listeners.allow_explicit, np.array(allow, np.bool_)),
+        hidden=hidden,
     )
 
 
@@ -89,8 +95,11 @@ def _why(spec: ShelfSpec, subject: int, has_taste: bool) -> Why:
     return "taste" if has_taste else "popular"
 
 
-def _anchors(queries: tuple[HomeQuery, ...], history: History, snapshot: Snapshot) -> NDArray[np.int64]:
-    """The items that each listener plays most now and that have neighbours, by different artists, `[query, nth]`."""
+def _anchors(queries: tuple[HomeQuery, ...], hidden: Hidden, history: History, snapshot: Snapshot) -> NDArray[np.int64]:
+    """The items that each listener plays most now and that have neighbours, by different artists, `[query, nth]`.
+
+    None of them is hidden.
+    """
     found = np.full((len(queries), MOST_SUBJECTS), -1, np.int64)
     plays = Plays(
         history.start,
@@ -100,7 +109,7 @@ def _anchors(queries: tuple[HomeQuery, ...], history: History, snapshot: Snapsho
         np.array([query.now // DAY_S for query in queries], np.int64),
         np.array([query.surface.params[INDEX["recency_half_life_days"]] for query in queries]),
     )
-    _find_anchors(plays, snapshot.columns["artist_key"], snapshot.columns["neighbour_row"], found)
+    _find_anchors(plays, hidden, snapshot.columns["artist_key"], snapshot.columns["neighbour_row"], found)
     return found
 
 
@@ -117,7 +126,7 @@ class Plays(NamedTuple):
 
 @compiled
 def _find_anchors(
-    plays: Plays, artists: NDArray[np.uint64], known: NDArray[np.int32], found: NDArray[np.int64]
+    plays: Plays, hidden: Hidden, artists: NDArray[np.uint64], known: NDArray[np.int32], found: NDArray[np.int64]
 ) -> None:
     for query in range(len(found)):
         first, last = plays.start[query], plays.start[query + 1]
@@ -125,6 +134,7 @@ def _find_anchors(
         for one in range(len(left)):
             count, day = plays.plays[first + one], plays.day[first + one]
             left[one] = weight(count, day, plays.today[query], plays.half_life_days[query])
+        hid, hid_end = hidden.artist_start[query], hidden.artist_start[query + 1]
         nth = 0
         while nth < found.shape[1] and len(left) and left.max() >= 0:
             best = -1
@@ -136,7 +146,8 @@ def _find_anchors(
             place = np.searchsorted(known, row)
             if place == len(known) or known[place] != row:
                 continue
-            fresh = True
+            fresh = not among(hidden.items, query, row)
+            fresh &= not by_hidden(hidden.artists, hid, hid_end, artists[row])
             for before in found[query, :nth]:
                 fresh &= artists[row] == 0 or artists[before] != artists[row]
             if fresh:

@@ -12,6 +12,7 @@ from ranking.params import Params
 from ranking.surfaces import ShelfSpec, Surface, Why
 
 WORLDWIDE: Final = ""
+Pairs = NDArray[np.int64]  # query << 32 | row, ascending
 
 
 class Fate(IntEnum):
@@ -23,7 +24,7 @@ class Fate(IntEnum):
     MARKET = 3  # not licensed in the listener's market
     UNAVAILABLE = 4  # outside its window of availability
     EXPLICIT = 5  # marked explicit, and the listener does not allow it
-    HIDDEN = 6  # the listener hid it
+    HIDDEN = 6  # the listener hid it or its artist
     EXCLUDED = 7  # the request excludes it
     PLAYED = 8  # played already, on a shelf that shows only what was not
     OFF_GENRE = 9  # found for a genre's shelf, but not of the genre
@@ -73,6 +74,14 @@ class HomeQuery:
     explained: bool = False  # an engineer asks: it is not counted as served
 
 
+class Hidden(NamedTuple):
+    """What the listeners of a batch hid."""
+
+    items: Pairs
+    artist_start: NDArray[np.int64]  # [query + 1]; query q hid artists[artist_start[q]:artist_start[q + 1]]
+    artists: NDArray[np.uint64]  # artist keys, ascending for each
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
     """The batch's queries to be filled: one line for each shelf of each request, `[line]` unless said otherwise."""
@@ -93,6 +102,7 @@ class Lines:
     specs: tuple[ShelfSpec, ...]
     market: tuple[str, ...]  # [query], resolved
     allow_explicit: NDArray[np.bool_]  # [query], resolved
+    hidden: Hidden
 
     def __len__(self) -> int:
         """How many lines."""

@@ -26,7 +26,7 @@ SENTENCES: Final[Mapping[Fate, tuple[str, str]]] = {
     Fate.MARKET: ("filter", "it is not licensed in the listener's market"),
     Fate.UNAVAILABLE: ("filter", "it is outside its window of availability"),
     Fate.EXPLICIT: ("filter", "it is marked explicit, and that is not allowed here"),
-    Fate.HIDDEN: ("filter", "the listener hid it"),
+    Fate.HIDDEN: ("filter", "the listener hid it or its artist"),
     Fate.EXCLUDED: ("filter", "the request excludes it"),
     Fate.PLAYED: ("filter", "the listener has played it, and the shelf shows only what they have not"),
     Fate.OFF_GENRE: ("filter", "it is not of the shelf's genre"),

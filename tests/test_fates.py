@@ -135,7 +135,7 @@ WALKS: Final = {
     walk("filter", "unavailable", "over", EXPIRED): f"{CLOSED} until 2020-01-31" + below("-0.500", "0.500"),
     walk("filter", "unavailable", "coming", row("top", "coming")): f"{CLOSED} from 2999-12-31",
     walk("filter", "explicit", "rude", row("top", "rude")): EXPLICIT,
-    walk("filter", "hidden", "a", FOUR, hidden_ids=["a"]): "the listener hid it" + alone("3.000", 1),
+    walk("filter", "hidden", "a", FOUR, hidden_ids=["a"]): "the listener hid it or its artist" + alone("3.000", 1),
     walk("filter", "excluded", "a", FOUR, exclude_item_ids=["a"]): "the request excludes it" + alone("3.000", 1),
     walk("filter", "played", "british0", UNPLAYED): PLAYED + alone("0.500", 1),
     walk("filter", "off_genre", "a", GENRE): "it is not of the shelf's genre; the genre is indie" + below("-…", "…"),
