@@ -149,7 +149,12 @@ def publish(report: Any, emptied: Path | None, sizes: Mapping[str, int], *, as_j
     each = report.memory_bytes / report.loaded if report.loaded else 0.0
     if as_json:
         said = {"digest": report.pointer.digest, "space_id": report.pointer.space_id, "listeners": report.listeners}
-        said |= {"loaded": report.loaded, "listeners_per_s": rate, "redis_bytes_per_listener": each}
+        said |= {
+            "loaded": report.loaded,
+            "forgotten": report.forgotten,
+            "listeners_per_s": rate,
+            "redis_bytes_per_listener": each,
+        }
         print(json.dumps(said | {"on_disk": report.on_disk}))
         return
     out = console()
@@ -160,6 +165,8 @@ def publish(report: Any, emptied: Path | None, sizes: Mapping[str, int], *, as_j
         out.print(f"{record:,.0f} bytes a record, {each:,.0f} bytes of Redis a listener")
     else:
         out.print("every listener of this space was there already")
+    if report.forgotten:
+        out.print(f"left out {report.forgotten:,} who asked to be forgotten")
     out.print("Redis has them on disk" if report.on_disk else "Redis keeps them in memory only, as far as it says")
     if emptied is not None:
         out.print(f"the listener records were deleted from {emptied} (--keep-records keeps them)")

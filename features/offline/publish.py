@@ -5,36 +5,29 @@ both load their own embedding space beside the others, and the pointer names the
 any more is collected afterwards.
 """
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import redis
-from pyarrow import parquet
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from features.errors import InvalidInput, SnapshotRefused, Unavailable, WrongState
-from features.keys import Keys, partition
-from features.offline.records import RECORDS, RECORDS_MANIFEST
+from features.keys import Keys
+from features.offline.load import ROWS_PER_WRITE, Progress, load_records
+from features.offline.records import RECORDS
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
-from features.snapshot import MANIFEST, Manifest, load, read_manifest, sha256_of, verify
+from features.snapshot import MANIFEST, Manifest, load, read_manifest, verify
 from features.spaces import Space, read_space, write_space, write_space_to_disk
 from features.state import State, sync_entry
 
 KEPT: Final = 3  # snapshots, with their embedding spaces
-ROWS_PER_WRITE: Final = 1000
 ABANDONED_S: Final = 600.0  # a space that a publish has not touched for so long is given up
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +38,7 @@ class PublishReport:
     items: int
     listeners: int  # in the space
     loaded: int  # by this publish; the rest was there
+    forgotten: int  # left out by this publish
     load_s: float
     record_bytes: int  # payload of what was loaded
     memory_bytes: int  # by which Redis grew while loading
@@ -94,7 +88,7 @@ def _publish(
         progress("copy", 0, 1)
         _copy(folder, manifest, state.snapshots / digest)
         before, started = _memory(client), time.perf_counter()
-        loaded, record_bytes = _load(folder, manifest, client, keys, progress)
+        records = load_records(folder, manifest, client, keys, progress)
         load_s, memory = time.perf_counter() - started, _memory(client) - before
         space = read_space(client, keys, manifest.space_id)
         on_disk = write_space_to_disk(client, keys, manifest.space_id, space)
@@ -108,9 +102,10 @@ def _publish(
         pointer=pointer,
         items=manifest.items,
         listeners=space.listeners,
-        loaded=loaded,
+        loaded=records.listeners,
+        forgotten=records.forgotten,
         load_s=load_s,
-        record_bytes=record_bytes,
+        record_bytes=records.record_bytes,
         memory_bytes=memory,
         redis_bytes=int(client.info("memory")["used_memory_rss"]),
         collected=collected,
@@ -148,52 +143,6 @@ def _copy(folder: Path, manifest: Manifest, target: Path) -> None:
     aside.rename(target)
     sync_entry(target.parent)
     shutil.rmtree(damaged, ignore_errors=True)
-
-
-def _load(folder: Path, manifest: Manifest, client: redis.Redis, keys: Keys, progress: Progress) -> tuple[int, int]:
-    """Loads every part that Redis lacks; answers how many listeners and bytes that were."""
-    space = replace(read_space(client, keys, manifest.space_id), touched_at=time.time())
-    write_space(client, keys, manifest.space_id, space)
-    if space.complete:
-        return 0, 0
-    said = _records_manifest(folder, manifest)
-    total, loaded, size = int(said["count"]), 0, 0
-    for name, entry in sorted(said["parts"].items()):
-        path = folder / RECORDS / name
-        if name not in space.parts:
-            if sha256_of(path) != entry["sha256"]:
-                raise SnapshotRefused(f"{RECORDS}/{name}: its SHA-256 is not what {RECORDS_MANIFEST} says")
-            for rows, bytes_written in _write_part(path, manifest.space_id, client, keys):
-                loaded, size = loaded + rows, size + bytes_written
-                progress("listeners", loaded, total)
-        space = replace(space, parts=(*space.parts, name), listeners=total, touched_at=time.time())
-        write_space(client, keys, manifest.space_id, space)
-    write_space(client, keys, manifest.space_id, replace(space, complete=True, listeners=total))
-    return loaded, size
-
-
-def _records_manifest(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    path = folder / RECORDS / RECORDS_MANIFEST
-    if not path.exists():
-        raise WrongState(
-            f"Redis holds no listeners of space {manifest.space_id}, and {folder / RECORDS} is gone: records are "
-            "deleted once published; build the snapshot again"
-        )
-    said: dict[str, Any] = json.loads(path.read_bytes())
-    if said["space_id"] != manifest.space_id:
-        raise SnapshotRefused(f"{RECORDS}: space {said['space_id']}, the manifest says {manifest.space_id}")
-    return said
-
-
-def _write_part(path: Path, space_id: str, client: redis.Redis, keys: Keys) -> Iterator[tuple[int, int]]:
-    """Writes one part; rows stand by partition, so each MSET stays on one slot, and one round trip carries many."""
-    for batch in parquet.ParquetFile(path).iter_batches(ROWS_PER_WRITE * 8):
-        users, frames = batch.column("user_id").to_pylist(), batch.column("record").to_pylist()
-        pipe = client.pipeline(transaction=False)
-        for _, rows in groupby(zip(map(partition, users), users, frames, strict=True), key=itemgetter(0)):
-            pipe.mset({keys.record(user, space_id): frame for _, user, frame in rows})
-        pipe.execute()
-        yield len(users), sum(map(len, frames))
 
 
 def _collect(state: State, client: redis.Redis, keys: Keys) -> tuple[str, ...]:

@@ -1,0 +1,37 @@
+"""Who asked to be forgotten: a tombstone outlives all that it erased, and keeps it from coming back.
+
+It concerns what was known before. A listener who comes back is a stranger: what they do and wish from then on is new
+and counts, but what older logs and artefacts say of them stays out: whoever loads or drains asks `forgotten` first. The
+tombstone of a user id is the first 16 bytes of its SHA-256, so the store keeps no list of names of those who left.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import redis
+
+from features.keys import Keys, partition
+
+
+def tombstone(user_id: str) -> bytes:
+    """What stands for a user id among the forgotten."""
+    return hashlib.sha256(user_id.encode()).digest()[:16]
+
+
+def forgotten(client: redis.Redis, keys: Keys, user_ids: Iterable[str]) -> dict[str, int]:
+    """When each of these listeners was last forgotten, in unix seconds; who never was is left out."""
+    of_partition: dict[int, list[str]] = {}
+    for user in user_ids:
+        of_partition.setdefault(partition(user), []).append(user)
+    pipe = client.pipeline(transaction=False)
+    for number in of_partition:
+        pipe.exists(keys.forgotten(number))
+    some = [number for number, there in zip(of_partition, pipe.execute(), strict=True) if there]
+    for number in some:
+        pipe.hmget(keys.forgotten(number), [tombstone(user) for user in of_partition[number]])
+    return {
+        user: int(at)
+        for number, found in zip(some, pipe.execute(), strict=True)
+        for user, at in zip(of_partition[number], found, strict=True)
+        if at is not None
+    }
