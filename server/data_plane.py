@@ -12,6 +12,7 @@ from typing import Any, Final
 from features.event_store import EventStore, Recorded
 from features.index import use_one_thread
 from features.listener_store import ListenerStore
+from features.preference_store import PreferenceStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
 from server.batching import Batcher
 from server.home_service import Served
@@ -32,6 +33,7 @@ class DataPlane:
     state: State
     transport: Transport
     store: ListenerStore
+    preferences: PreferenceStore
     snapshots: Snapshots
     batcher: Batcher[Any, Served]
     event_store: EventStore
@@ -66,6 +68,8 @@ class DataPlane:
             await self.transport.stop(0)
             await self.store.close()
             await self.event_store.close()
+
+            await self.preferences.close()
             self.state.stop_beating(os.getpid())
 
     async def _keep_house(self, stop: asyncio.Event, listening: asyncio.Event) -> None:

@@ -81,7 +81,7 @@ def to_rank_query(
     """
     surface = surfaces.get(request.surface or DEFAULT_SURFACE)
     wrong = list(_wrong_fields(request, surfaces, principal))
-    wrong += _wrong_ids("item_ids", request.item_ids)
+    wrong += wrong_ids("item_ids", request.item_ids)
     if not request.item_ids:
         wrong.append(("item_ids", "must name at least one item"))
     if len(request.query_item_id.encode()) > 128:
@@ -140,8 +140,8 @@ def _wrong_fields(request: Request, surfaces: Mapping[str, Surface], principal: 
         raise PermissionRefused(f"experiment_overrides: needs the role {Role.FORCE.value}")
     context = request.context
     near = isinstance(request, home_pb2.RankItemsRequest) and request.query_item_id
-    if not _USER_ID.fullmatch(request.user_id) and (request.user_id or not near):
-        yield "user_id", "must be 1-128 of [A-Za-z0-9_.-]"
+    if request.user_id or not near:
+        yield from wrong_user_id(request.user_id)
     if request.session_id and not _USER_ID.fullmatch(request.session_id):
         yield "session_id", "must be at most 128 of [A-Za-z0-9_.-]"
     if context.market and context.market not in ISO_3166:
@@ -156,8 +156,8 @@ def _wrong_fields(request: Request, surfaces: Mapping[str, Surface], principal: 
         yield "surface", f"unknown; known are {', '.join(sorted(surfaces))}"
     if not isinstance(request, home_pb2.RankItemsRequest) and request.page_token:
         yield "page_token", "is not a token of this service"
-    yield from _wrong_ids("exclude_item_ids", request.exclude_item_ids)
-    yield from _wrong_ids("hidden_ids", request.hidden_ids)
+    yield from wrong_ids("exclude_item_ids", request.exclude_item_ids)
+    yield from wrong_ids("hidden_ids", request.hidden_ids)
     if len(request.experiment_overrides) > MAX_OVERRIDES:
         yield "experiment_overrides", f"must be at most {MAX_OVERRIDES}"
     for number, _ in enumerate(request.experiment_overrides[:MAX_OVERRIDES]):
@@ -171,7 +171,14 @@ def _is_local_time(text: str) -> bool:
         return False
 
 
-def _wrong_ids(field: str, ids: Sequence[str]) -> Iterable[tuple[str, str]]:
+def wrong_user_id(user_id: str) -> Iterable[tuple[str, str]]:
+    """What is wrong with the id of a listener."""
+    if not _USER_ID.fullmatch(user_id):
+        yield "user_id", "must be 1-128 of [A-Za-z0-9_.-]"
+
+
+def wrong_ids(field: str, ids: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """What is wrong with a list of ids of items or artists."""
     if len(ids) > MAX_IDS:
         yield field, f"must be at most {MAX_IDS} ids"
         return

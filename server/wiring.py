@@ -13,6 +13,7 @@ from features.errors import InvalidInput
 from features.event_store import EventStore, Recorded
 from features.keys import Keys
 from features.listener_store import ListenerStore
+from features.preference_store import PreferenceStore
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from protos.events.v1 import events_pb2
@@ -26,6 +27,7 @@ from server.event_service import EventService
 from server.guard import Guard
 from server.home_service import HomeBatches, HomeService, Served
 from server.identity import Identities, Role, load_identities
+from server.listener_service import ListenerService
 from server.logs import RequestLog
 from server.metrics import Metrics
 from server.rehearsal import rehearse
@@ -68,13 +70,17 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
     )
     event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
     events = EventService(batcher=event_batcher, metrics=metrics, now=time.time)
+
+    preferences = PreferenceStore(redis_url, keys)
     identities = IdentityFile(settings)
     guard = Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
+    methods = data_methods(home, events, ListenerService(store=preferences))
     return DataPlane(
         settings=settings,
         state=state,
-        transport=bind(settings, guard, data_methods(home, events), port=port, shared_port=shared_port),
+        transport=bind(settings, guard, methods, port=port, shared_port=shared_port),
         store=store,
+        preferences=preferences,
         snapshots=snapshots,
         batcher=batcher,
         event_store=event_store,
@@ -99,7 +105,7 @@ def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port:
     return bind(settings, guard, control_methods(admin), port=port, shared_port=shared_port)
 
 
-def data_methods(home: HomeService, events: EventService) -> Table:
+def data_methods(home: HomeService, events: EventService, listeners: ListenerService) -> Table:
     """Every method of the data port with the role it needs; None where a later version serves it."""
     return {
         _service(home_pb2.DESCRIPTOR, "HomeService"): {
@@ -110,9 +116,9 @@ def data_methods(home: HomeService, events: EventService) -> Table:
         },
         _service(events_pb2.DESCRIPTOR, "EventService"): {"RecordEvents": (Role.CLIENT, events.record_events)},
         _service(listeners_pb2.DESCRIPTOR, "ListenerService"): {
-            "GetPreferences": (Role.CLIENT, None),
-            "UpdatePreferences": (Role.CLIENT, None),
-            "Forget": (Role.CLIENT, None),
+            "GetPreferences": (Role.CLIENT, listeners.get_preferences),
+            "UpdatePreferences": (Role.CLIENT, listeners.update_preferences),
+            "Forget": (Role.CLIENT, listeners.forget),
         },
     }
 

@@ -33,6 +33,7 @@ CONTROL = [path for path, _ in methods(*CONTROL_FILES)]
 SERVED = {
     *(GET_HOME.replace("GetHome", name) for name in ("GetHome", "GetShelf", "RankItems", "ExplainHome")),
     "/mantel.events.v1.EventService/RecordEvents",
+    *(f"/mantel.listeners.v1.ListenerService/{name}" for name in ("GetPreferences", "UpdatePreferences", "Forget")),
     *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot")),
 }
 UNAUTHENTICATED: dict[str, Metadata] = {
