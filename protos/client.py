@@ -15,8 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.admin.v1 import admin_pb2, admin_pb2_grpc
 from protos.home.v1 import home_pb2, home_pb2_grpc
+from protos.listeners.v1 import listeners_pb2, listeners_pb2_grpc
 
 ADMIN_S: Final = 60.0  # a snapshot is verified before it is activated
+CHANGE_S: Final = 10.0  # a change is answered when it is on disk, which takes up to a second
 
 
 def service_config(*, patient: bool) -> str:
@@ -31,7 +33,8 @@ def service_config(*, patient: bool) -> str:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    names = [{"service": f"mantel.{name}"} for name in ("home.v1.HomeService", "events.v1.EventService")]
+    services = ("home.v1.HomeService", "events.v1.EventService", "listeners.v1.ListenerService")
+    names = [{"service": f"mantel.{name}"} for name in services]
     method = {"name": names, "retryPolicy": retry, "waitForReady": patient}  # events count once by their ids
     return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
 
@@ -81,6 +84,7 @@ class HomeClient(_Client):
         """Connects on first use; a token is sent with every call."""
         super().__init__(target, token=token, tls=tls, patient=patient)
         self._home = home_pb2_grpc.HomeServiceStub(self.channel)
+        self._listeners = listeners_pb2_grpc.ListenerServiceStub(self.channel)
         self._health = health_pb2_grpc.HealthStub(self.channel)
 
     def get_home(  # noqa: PLR0913  # the fields of the request
@@ -120,6 +124,42 @@ class HomeClient(_Client):
         page = home_pb2.GetHomeRequest(user_id=user_id, surface=surface, context=home_pb2.Context(market=market))
         request = home_pb2.ExplainHomeRequest(request=page, item_id=item_id, set_params=set_params)
         return self._home.ExplainHome(request, timeout=timeout_s, metadata=self.metadata)
+
+    def get_preferences(self, user_id: str, *, timeout_s: float | None = 5.0) -> listeners_pb2.Preferences:
+        """What a listener wishes; raises grpc.RpcError with the documented status codes."""
+        request = listeners_pb2.GetPreferencesRequest(user_id=user_id)
+        return self._listeners.GetPreferences(request, timeout=timeout_s, metadata=self.metadata).preferences
+
+    def update_preferences(  # noqa: PLR0913  # the fields of the request
+        self,
+        user_id: str,
+        *,
+        hide_item_ids: Sequence[str] = (),
+        hide_artist_ids: Sequence[str] = (),
+        unhide_item_ids: Sequence[str] = (),
+        unhide_artist_ids: Sequence[str] = (),
+        allow_explicit: bool | None = None,
+        promotions_off: bool | None = None,
+        discovery: float | None = None,
+        timeout_s: float | None = CHANGE_S,
+    ) -> listeners_pb2.Preferences:
+        """Changes what a listener wishes, and answers it; raises grpc.RpcError with the documented status codes."""
+        request = listeners_pb2.UpdatePreferencesRequest(
+            user_id=user_id,
+            hide_item_ids=hide_item_ids,
+            hide_artist_ids=hide_artist_ids,
+            unhide_item_ids=unhide_item_ids,
+            unhide_artist_ids=unhide_artist_ids,
+            allow_explicit=allow_explicit,
+            promotions_off=promotions_off,
+            discovery=discovery,
+        )
+        return self._listeners.UpdatePreferences(request, timeout=timeout_s, metadata=self.metadata).preferences
+
+    def forget(self, user_id: str, *, timeout_s: float | None = CHANGE_S) -> int:
+        """Erases all that is known of a listener, and answers how many keys that were."""
+        request = listeners_pb2.ForgetRequest(user_id=user_id)
+        return self._listeners.Forget(request, timeout=timeout_s, metadata=self.metadata).erased_keys
 
     def serving(self, *, timeout_s: float = 1.0) -> bool:
         """Whether the server can answer pages now."""

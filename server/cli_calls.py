@@ -1,4 +1,4 @@
-"""The commands that call a running server: `mantel get` and `mantel snapshots`."""
+"""The commands that call a running server: `mantel get`, `mantel snapshots`, and those of files beside this one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +7,7 @@ import typer
 
 from features.state import State
 from server.cli_explain import explain
+from server.cli_listeners import listeners
 from server.options import CaOption, CertOption, InsecureOption, JsonOption, KeyOption, StateOption, TargetOption
 from server.settings import load_settings
 
@@ -21,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(get)
     app.command()(explain)
     app.add_typer(snapshots, name="snapshots")
+    app.add_typer(listeners, name="listeners")
 
 
 def get(
