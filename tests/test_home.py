@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import faiss
@@ -25,6 +26,7 @@ from ranking.retrieve import retrieve
 from ranking.surfaces import DEFAULT_SURFACES, MOST_SUBJECTS, ShelfSpec, Source, Surface, load_surfaces
 from ranking.types import Degraded, Fate, Home, HomeQuery
 from server.rehearsal import rehearse
+from tests.wishes import Names, draw_wish
 
 NOW = 1_793_491_200  # 2026-11-01
 
@@ -42,8 +44,9 @@ def read(
     frames: Sequence[bytes | None],
     missing: Known = Known.STRANGER,
     states: Sequence[bytes | None] = (),
+    wishes: Sequence[bytes | None] = (),
 ) -> Listeners:
-    """Frames as the store reads them."""
+    """Frames as the store reads them, beside those of recent states and of preferences."""
     manifest = snapshot.manifest
     return decode(
         frames,
@@ -52,6 +55,7 @@ def read(
         genres=len(manifest.genres),
         missing=missing,
         states=states,
+        preferences=wishes,
     )
 
 
@@ -125,10 +129,12 @@ def serve(
     queries: tuple[HomeQuery, ...],
     frames: Sequence[bytes | None],
     states: Sequence[bytes | None] = (),
+    wishes: Sequence[bytes | None] = (),
 ) -> tuple[Home, ...]:
     """Pages."""
     use_one_thread()
-    return assemble(queries, read(snapshot, frames, states=states), snapshot, clock=time.perf_counter)[0]
+    listeners = read(snapshot, frames, states=states, wishes=wishes)
+    return assemble(queries, listeners, snapshot, clock=time.perf_counter)[0]
 
 
 def shown(home: Home) -> list[tuple[str, list[int], list[float]]]:
@@ -137,13 +143,17 @@ def shown(home: Home) -> list[tuple[str, list[int], list[float]]]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_batch_equals_its_rows_served_alone(snapshot: Snapshot, records: dict[str, bytes], seed: int) -> None:
+def test_a_batch_equals_its_rows_served_alone(
+    world: Path, snapshot: Snapshot, records: dict[str, bytes], seed: int
+) -> None:
     """Same shelves, items, order, scores to the last bit, fates, reasons."""
     queries, frames = draw_batch(seed, snapshot, records)
     states = [draw_state(np.random.default_rng([seed, row]), snapshot) for row in range(len(queries))]
-    together = serve(snapshot, queries, frames, states)
-    for query, frame, state, home in zip(queries, frames, states, together, strict=True):
-        (alone,) = serve(snapshot, (query,), [frame], [state])
+    rng, names = np.random.default_rng(seed), Names.of(world)
+    wishes = [draw_wish(rng, names) for _ in queries]
+    together = serve(snapshot, queries, frames, states, wishes)
+    for query, frame, state, wish, home in zip(queries, frames, states, wishes, together, strict=True):
+        (alone,) = serve(snapshot, (query,), [frame], [state], [wish])
         assert shown(home) == shown(alone)
         assert (home.fates, home.degraded, home.coverage) == (alone.fates, alone.degraded, alone.coverage)
 
