@@ -225,6 +225,26 @@ def test_help_tells_defaults_and_version() -> None:
     assert ok("--version") == f"mantel {VERSION}\n"
 
 
+@pytest.mark.usefixtures("endpoints")
+def test_preferences_are_changed_and_a_listener_is_forgotten(typed: Path) -> None:
+    """`mantel listeners`: hide, undo, set; a wrong or empty change is refused; all is erased after a question."""
+    where = ("--state", f"{typed}/state")
+    assert json.loads(ok("listeners", "hide", "u0000002", "t0000001", "--artist", "a1", *where, "--json")) == {
+        "hidden_item_ids": ["t0000001"],
+        "hidden_artist_ids": ["a1"],
+    }
+    shown = ok("listeners", "set", "u0000002", "--no-explicit", "--no-promotions", "--discovery", "0.8", *where)
+    assert all(word in shown for word in ("t0000001", "a1", "not allowed", "off", "0.8"))
+    assert "t0000001" not in ok("listeners", "unhide", "u0000002", "t0000001", *where)
+    assert json.loads(ok("listeners", "show", "u0000002", *where, "--json"))["hidden_artist_ids"] == ["a1"]
+    assert "name at least one item" in refusal(2, "listeners", "hide", "u0000002", *where)
+    assert "discovery: must be 0" in refusal(1, "listeners", "set", "u0000002", "--discovery", "2", *where)
+    assert mantel("listeners", "forget", "u0000002", *where).returncode == 1  # nobody answered the question
+    assert "forgotten: " in ok("listeners", "forget", "u0000002", "--yes", *where)
+    assert json.loads(ok("listeners", "show", "u0000002", *where, "--json")) == {}
+    assert "0 keys" in ok("listeners", "forget", "u0000002", "--yes", *where)
+
+
 def commands(group: TyperGroup, *path: str) -> Iterator[tuple[list[str], str]]:
     """Every command: the words that call it, and what it says of itself."""
     yield list(path), group.help or ""
