@@ -176,7 +176,7 @@ def decode(  # noqa: PLR0913  # all that is read of a listener
         genre_weights=weights,
         state=decode_states(states or [None] * size),
         wishes=wishes,
-        blind=wishes.unreadable | (np.isin(known, (Known.LATE, Known.DOWN)) & ~wishes.read),
+        blind=wishes.unreadable | (((known == Known.LATE) | (known == Known.DOWN)) & ~wishes.read),
         folded_in=np.zeros(size, np.bool_),
     )
 

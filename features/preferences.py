@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -101,6 +102,16 @@ def decode_preferences(frame: bytes) -> Preferences | None:
 
 def decode_wishes(frames: Sequence[bytes | None]) -> Wishes:
     """Reads what serving needs of a batch of frames; None is a listener who never said anything."""
+    return _silent(len(frames)) if all(frame is None for frame in frames) else _read(frames)
+
+
+@lru_cache(maxsize=64)
+def _silent(size: int) -> Wishes:
+    """The columns of so many who never said anything, who are the most: making them anew costs 30 us a batch."""
+    return _read([None] * size)
+
+
+def _read(frames: Sequence[bytes | None]) -> Wishes:
     size = len(frames)
     items, artists = np.zeros(size + 1, np.int64), np.zeros(size + 1, np.int64)
     flags, dial = np.zeros(size, np.uint8), np.full(size, np.nan)

@@ -19,9 +19,10 @@ def dialled(params: Params, source: NDArray[np.str_], discovery: NDArray[np.floa
 
     At .5 they are the surface's own; from there they move in a straight line to either end, never the other way.
     """
-    moved = np.flatnonzero(np.isin(source, DIALLED) & ~np.isnan(discovery))
-    if not len(moved):
+    said = ~np.isnan(discovery)
+    if not said.any():
         return params
+    moved = np.flatnonzero(np.isin(source, DIALLED) & said)
     turned, params = 2 * discovery[moved] - 1, params.copy()
     for name, (familiar, new) in ENDS.items():
         own = params[moved, INDEX[name]]

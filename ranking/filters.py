@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 @compiled
 def _mark(asked: Asked, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> None:  # a branch a filter
     """The filters in their order."""
-    limits = asked.limits
+    limits, artists, hidden_artists = asked.limits, asked.artists, asked.hidden_artists
     for line in range(rows.shape[0]):
         query, genre, skip_played = asked.query[line], asked.genre[line], asked.skip_played[line]
         market, now, allow_explicit = asked.market[query], asked.now[query], asked.allow_explicit[query]
@@ -58,7 +58,7 @@ def _mark(asked: Asked, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> Non
             elif limits[row] & _EXPLICIT and not allow_explicit:
                 fate[line, place] = Fate.EXPLICIT
             elif among(asked.hidden, query, row) or (
-                hid < hid_end and by_hidden(asked.hidden_artists, hid, hid_end, asked.artists[row])
+                hid < hid_end and by_hidden(hidden_artists, hid, hid_end, artists[row])
             ):
                 fate[line, place] = Fate.HIDDEN
             elif among(asked.excluded, query, row):
@@ -102,11 +102,7 @@ def drop(
         hidden=lines.hidden.items,
         hidden_start=lines.hidden.artist_start,
         hidden_artists=lines.hidden.artists,
-        excluded=pairs(
-            np.repeat(np.arange(len(queries)), [len(query.excluded) for query in queries]),
-            np.concatenate([query.excluded for query in queries]),
-            snapshot,
-        ),
+        excluded=pairs(snapshot, (query.excluded for query in queries)),
         played=np.sort(history.query << 32 | history.row),
         limits=columns["limits"],
         market_bits=columns["market_bits"],

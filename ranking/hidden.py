@@ -1,5 +1,6 @@
 """What each listener hid: their own preferences, and what the request brings, as rows and artists of this snapshot."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -10,28 +11,26 @@ from features.snapshot import Snapshot
 from ranking.compiled import compiled
 from ranking.types import Hidden, HomeQuery, Pairs
 
-_NO_KEYS: Final = np.empty(0, np.uint64)
+_NONE: Final = np.empty(0, np.uint64)
 
 
 def hidden_from(queries: tuple[HomeQuery, ...], listeners: Listeners, snapshot: Snapshot) -> Hidden:
     """What may not return to each query's listener; a request adds to the preferences and takes nothing from them."""
-    wishes, asked = listeners.wishes, [_NO_KEYS if query.hidden is None else query.hidden for query in queries]
-    owner = np.repeat(np.arange(len(queries)), np.diff(wishes.item_start))
-    asker = np.repeat(np.arange(len(queries)), [len(keys) for keys in asked])
-    keys = np.concatenate((wishes.hidden_items, *asked))
-    return Hidden(
-        items=pairs(np.concatenate((owner, asker)), keys, snapshot),
-        artist_start=wishes.artist_start,
-        artists=wishes.hidden_artists,
-    )
+    wishes, asked = listeners.wishes, [query.hidden for query in queries]
+    if len(wishes.hidden_items):
+        own = np.split(wishes.hidden_items, wishes.item_start[1:-1])
+        asked = [one if more is None else np.concatenate((one, more)) for one, more in zip(own, asked, strict=True)]
+    return Hidden(items=pairs(snapshot, asked), artist_start=wishes.artist_start, artists=wishes.hidden_artists)
 
 
-def pairs(owner: NDArray[np.int64], keys: NDArray[np.uint64], snapshot: Snapshot) -> Pairs:
-    """Queries with the rows of item keys, `[key]`; keys that the snapshot lacks are left out."""
-    if not len(keys):
+def pairs(snapshot: Snapshot, keys: Iterable[NDArray[np.uint64] | None]) -> Pairs:
+    """The rows of each query's item keys: one look-up for the whole batch."""
+    per_query = [_NONE if found is None else found for found in keys]
+    lengths = [len(found) for found in per_query]
+    if not sum(lengths):
         return np.empty(0, np.int64)
-    rows = snapshot.rows_of(keys)
-    found: Pairs = (owner << 32 | rows)[rows >= 0]
+    rows = snapshot.rows_of(np.concatenate(per_query))
+    found: Pairs = (np.repeat(np.arange(len(lengths)), lengths) << 32 | rows)[rows >= 0]
     return np.sort(found)
 
 
