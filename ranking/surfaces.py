@@ -30,6 +30,9 @@ MOST_SHELVES: Final = 50
 MOST_SUBJECTS: Final = 4  # of a listener's anchors or genres, how many may have a shelf
 
 Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular", "newest", "editorial"]
+PROMOTABLE: Final = frozenset({"taste", "discover", "genre", "popular", "newest"})
+"""Sources whose shelves may hold promoted items: never what the listener, an editor or a caller chose."""
+
 Why = Literal[Source, "similar", "everywhere"]  # what a reason speaks of: what fills the shelf, a query item, no market
 
 
@@ -48,6 +51,7 @@ class ShelfSpec:
     depth: int = 256  # how many candidates it starts from
     skip_played: bool = False  # shows only what the listener has not played
     pinned: bool = False  # stands on top, whatever the others are worth
+    promotable: bool = True  # promoted items may be inserted; of the sources in PROMOTABLE only
     nth: int = 1  # which of the listener's genres, or of the items played most
     params: Params = field(default_factory=resolve)
     origins: Mapping[str, str] = field(default_factory=dict)  # param -> what set it; absent: the default stands
@@ -147,6 +151,7 @@ class _ShelfTable(_Table):
     depth: int = Field(default=256, ge=1, le=2000)
     skip_played: bool = False
     pinned: bool = False
+    promotable: bool | None = None
     nth: int = Field(default=1, ge=1, le=MOST_SUBJECTS)
     params: _ShelfPreset = {}
     items: dict[_Market, _Row] | None = Field(default=None, min_length=1)
@@ -166,6 +171,8 @@ class _ShelfTable(_Table):
         holes = {hole for title in self.titles.values() for hole in re.findall(r"\{.*?\}", title)}
         if holes - ({"{0}"} if self.source in _WITH_ARGUMENT else set()):
             raise ValueError(f"titles hold {min(holes)}: only {{0}} is filled, where there is a genre, item or market")
+        if self.promotable and self.source not in PROMOTABLE:
+            raise ValueError(f"only what is filled by {', '.join(sorted(PROMOTABLE))} is promotable")
         return self
 
     @property
@@ -244,6 +251,7 @@ def _shelf(
         depth=table.depth,
         skip_played=table.skip_played,
         pinned=table.pinned,
+        promotable=table.source in PROMOTABLE if table.promotable is None else table.promotable,
         nth=table.nth,
         params=resolve(*(values for _, values in layers)),
         origins=_origins(*layers),

@@ -75,6 +75,7 @@ WRONG = {
     f'{SHELF}skip_played = "no"\n': (5, "home.shelves[0].skip_played: Input should be a valid boolean"),
     f"{SHELF}size = 3\n": (1, "home.shelves[0]: minimum <= size <= depth must hold"),
     f"{SHELF}depth = 11\n": (1, "home.shelves[0]: minimum <= size <= depth must hold"),
+    f"{EDITORIAL}promotable = true\n": (1, "home.shelves[0]: only what is filled by discover, genre, newest, popular"),
     f"{SHELF}params = {{ row_decay = 0.5 }}\n": (5, "home.shelves[0].params: row_decay is of the whole page"),
     f'[home]\npreset = "rich"\n{SHELF}': (2, "home.preset: unknown; there are none"),
     f"{SHELF}[presets.rich]\nparams = {{ luck = 1 }}\n": (6, "presets.rich.params: luck is no param"),
@@ -143,6 +144,9 @@ def test_the_shipped_file_has_its_surfaces() -> None:
     (shelf,) = surfaces["evaluation"].shelves
     assert (shelf.source, shelf.size, shelf.skip_played) == ("taste", 20, True)
     assert not surfaces["evaluation"].dedupe
+    assert not shelf.promotable
+    promotable = {shelf.source for shelf in surfaces["home"].shelves if shelf.promotable}
+    assert promotable == {"taste", "discover", "genre", "newest", "popular"}
 
 
 def test_what_is_not_said_has_the_documented_default(tmp_path: Path) -> None:
