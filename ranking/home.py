@@ -18,6 +18,8 @@ from ranking.fold_in import fold_in
 from ranking.history import History, recall
 from ranking.layout import lay_out
 from ranking.lines import asked, draw_lines
+from ranking.offers import Promotions
+from ranking.promote import Promoted, promote
 from ranking.retrieve import from_list, retrieve, starved
 from ranking.score import score
 from ranking.session import steer
@@ -29,13 +31,12 @@ from ranking.types import (
     Home,
     HomeQuery,
     Lines,
-    Pages,
     Shelf,
     Trace,
     joined,
 )
 
-STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout")
+STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout", "promote")
 _FAULTS: Final = {
     Known.LATE: Degraded.LISTENER_LATE,
     Known.INVALID: Degraded.LISTENER_INVALID,
@@ -44,7 +45,12 @@ _FAULTS: Final = {
 
 
 def assemble(
-    queries: tuple[HomeQuery, ...], listeners: Listeners, snapshot: Snapshot, *, clock: Callable[[], float]
+    queries: tuple[HomeQuery, ...],
+    listeners: Listeners,
+    snapshot: Snapshot,
+    *,
+    promotions: Promotions | None = None,
+    clock: Callable[[], float],
 ) -> tuple[tuple[Home, ...], Trace]:
     """Pages for a batch of queries, one per query in order; `clock` only times the stages."""
     times = [clock()]
@@ -62,10 +68,12 @@ def assemble(
     candidates = arrange(lines, listeners, snapshot, candidates)
     times.append(clock())
     pages = lay_out(queries, lines, listeners, snapshot, candidates)
-    homes = tuple(_home(number, query, listeners, lines, pages, failed) for number, query in enumerate(queries))
     times.append(clock())
+    promoted = promote(queries, lines, history, snapshot, candidates, pages, promotions)
+    times.append(clock())
+    homes = tuple(_home(number, query, listeners, lines, promoted, failed) for number, query in enumerate(queries))
     if any(query.traced for query in queries):
-        told = trace(queries, lines, listeners, history, snapshot, found, candidates, pages)
+        told = trace(queries, lines, listeners, history, snapshot, found, candidates, promoted.pages)
         homes = tuple(replace(home, lines=own) for home, own in zip(homes, told, strict=True))
     return homes, Trace(stages=tuple(zip(STAGES, np.diff(times).tolist(), strict=True)))
 
@@ -92,10 +100,11 @@ def _home(
     query: HomeQuery,
     listeners: Listeners,
     lines: Lines,
-    pages: Pages,
+    promoted: Promoted,
     failed: NDArray[np.bool_],
 ) -> Home:
     known, blind = Known(listeners.known[number]), bool(listeners.blind[number]) and query.hidden is None
+    pages = promoted.pages
     first, last = int(lines.first[number]), int(lines.first[number + 1])
     shelves = tuple(
         Shelf(
@@ -105,6 +114,7 @@ def _home(
             rows=pages.rows[line, : pages.shown[line]],
             scores=pages.scores[line, : pages.shown[line]],
             new=pages.new[line, : pages.shown[line]],
+            inserted=promoted.inserted(line),
         )
         for line in pages.order[number].tolist()
         if line >= 0

@@ -35,6 +35,7 @@ class Fate(IntEnum):
     SAME_RECORDING = 14  # another release of its recording is the better one of the line
     PAGE_CAPPED = 15  # its artist has its share of the page already
     LATER = 16  # stands on a shelf of a later page
+    GAVE_WAY = 17  # stood on its shelf until a promoted item was inserted
 
 
 class Degraded(StrEnum):
@@ -147,6 +148,15 @@ def joined(candidates: Candidates, lines: NDArray[np.int64], more: Candidates) -
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Insertion:
+    """What promotion did to a shelf, beside the slate that it would have been without."""
+
+    campaign: NDArray[np.int64]  # [item], by which it stands higher than it would, or at all; -1: it does not
+    organic_rank: NDArray[np.int64]  # [item], its place from 0 in the organic order; not below the length: behind it
+    organic: NDArray[np.int64]  # [item], the rows of the shelf without promotion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shelf:
     """One row of a page: items best first."""
 
@@ -156,6 +166,7 @@ class Shelf:
     rows: NDArray[np.int64]  # [item]
     scores: NDArray[np.float64]  # [item]
     new: NDArray[np.bool_]  # [item], whether it was released of late
+    inserted: Insertion | None = None  # None: nothing stands by promotion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,11 @@ SENTENCES: Final[Mapping[Fate, tuple[str, str]]] = {
     Fate.PAGE_CAPPED: ("layout", "its artist has its share of the page already"),
     Fate.THIN: ("layout", "its shelf had too few items left to be shown"),
     Fate.LATER: ("layout", "its shelf comes on a later page"),
+    Fate.GAVE_WAY: ("promote", "it stood on its shelf, and gave its place to a promoted item"),
     Fate.PICKED: ("arrange", "it was chosen for its shelf"),
 }
 _STANDS: Final = (Fate.SHOWN, Fate.LATER)
-_PICKS: Final = (*_STANDS, Fate.KEPT, Fate.DUPLICATE, Fate.PAGE_CAPPED, Fate.THIN)  # of a line that ran out
+_PICKS: Final = (*_STANDS, Fate.KEPT, Fate.DUPLICATE, Fate.PAGE_CAPPED, Fate.THIN, Fate.GAVE_WAY)  # chosen for a line
 
 
 def told(home: Home, snapshot: Snapshot, surface: Surface, item_id: str) -> Iterator[home_pb2.ItemFate]:

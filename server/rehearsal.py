@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.errors import SnapshotRefused
 from features.listeners import ListenerRecord, decode, encode
@@ -12,6 +13,7 @@ from features.recent_state import Did, encode_entry
 from features.snapshot import Snapshot
 from ranking.compiled import one_at_a_time
 from ranking.home import assemble
+from ranking.offers import Promotions
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 
@@ -19,11 +21,14 @@ from ranking.types import HomeQuery
 def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
     """Pages of each surface, for listeners of every kind: known by a record, by recent plays, by both, not at all.
 
+    All else that is popular is promoted.
+
     Raises:
         SnapshotRefused: a page cannot be made of this snapshot.
     """
     manifest, columns = snapshot.manifest, snapshot.columns
-    played = columns["item_key"][columns["popular"][0][columns["popular"][0] >= 0][:8]]
+    popular = columns["popular"][0][columns["popular"][0] >= 0].astype(np.int64)
+    played = columns["item_key"][popular[:8]]
     record = ListenerRecord(
         vector=columns["segment_mean"][0].astype(np.float16),
         total_plays=len(played),
@@ -44,6 +49,7 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
         for surface in (*surfaces, _given(surfaces))
         for number in range(len(known))
     )
+    promotions = _promoted(popular)
     try:
         with one_at_a_time():
             for number, query in enumerate(queries):
@@ -55,7 +61,7 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
                     dimension=manifest.dimension,
                     genres=len(manifest.genres),
                 )
-                assemble((query,), listeners, snapshot, clock=time.perf_counter)
+                assemble((query,), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
     except Exception as error:
         raise SnapshotRefused(f"no page can be made of it: {error!r}") from error
 
@@ -64,3 +70,17 @@ def _given(surfaces: Collection[Surface]) -> Surface:
     """A surface of a caller's own candidates."""
     spec = ShelfSpec(id="given", source="given", titles={"en": ""}, minimum=1, item_keys={})
     return replace(next(iter(surfaces)), shelves=(spec,))
+
+
+def _promoted(rows: NDArray[np.int64]) -> Promotions:
+    """Items that are promoted in full to one listener."""
+    return Promotions(
+        allowed=np.ones(1, np.bool_),
+        part=np.zeros(1, np.int64),
+        start=np.array([0, len(rows)]),
+        row=np.sort(rows),
+        score=np.ones(len(rows)),
+        campaign=np.zeros(len(rows), np.int64),
+        payer=np.zeros(1, np.int64),
+        confirmed=np.zeros(1, np.int64),
+    )

@@ -8,6 +8,7 @@ import pytest
 
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2, home_pb2_grpc
+from ranking.home import STAGES
 from ranking.types import Fate
 from server.codec import item_id_of
 from server.fates import SENTENCES
@@ -139,9 +140,9 @@ async def test_an_item_is_told_its_fate_on_every_shelf(standing: Served, snapsho
 async def test_stages_add_up_and_scores_are_their_terms(standing: Served) -> None:
     """The counts of fates are those of the page; the terms of each shown item add up to its score."""
     found = await explain(standing)
-    assert [stage.stage for stage in found.stages] == ["draw", "retrieve", "filter", "score", "arrange", "layout"]
+    assert tuple(stage.stage for stage in found.stages) == STAGES
     shown = sum(len(shelf.items) for shelf in found.response.shelves)
-    assert found.stages[-1].fates["shown"] == shown == len(found.scores)
+    assert found.stages[-2].fates["shown"] == shown == len(found.scores)
     by_place = {(shelf.id, item.item_id): item.score for shelf in found.response.shelves for item in shelf.items}
     for one in found.scores:
         assert sum(one.terms.values()) == pytest.approx(by_place[one.shelf_id, one.item_id], abs=1e-6)
