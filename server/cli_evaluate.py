@@ -1,6 +1,7 @@
 """The command that measures relevance through a server of its own: `mantel evaluate`."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,8 +15,14 @@ from features.state import State
 from server.options import JsonOption, QuietOption
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from features.offline.diversity import Variant
+    from features.offline.evaluate import Trial
+    from features.offline.promoted import Slates
     from protos.client import HomeClient
+    from ranking.types import Home
 
 TRIES: Final = 10
 PREFIX: Final = "evaluation"
@@ -29,6 +36,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     factors: Annotated[int, typer.Option(min=8, max=512, help="Dimension of the vectors.")] = 64,
     diversity: Annotated[bool, typer.Option("--diversity", help="Compare MMR, DPP and calibration instead.")] = False,
+    promoted: Annotated[bool, typer.Option("--promoted", help="Measure what promotion costs instead.")] = False,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -41,6 +49,7 @@ def evaluate(
     from features.offline.diversity import VARIANTS, surfaces_text, trade_off
     from features.offline.evaluate import evaluate as run
     from features.offline.evaluate import prepare
+    from features.offline.promoted import costs
     from server import face, reports
 
     settings = BuildSettings(factors=factors, index="ivf")
@@ -53,13 +62,80 @@ def evaluate(
             flags = {"surfaces": str(work / "surfaces.toml")}
             with _served(work, trial.folder, trial.users, tell, flags) as ask:
                 found = trade_off(trial, ask, variants)
+        elif promoted:
+            trial = prepare(data, work, settings=settings, seed=seed, progress=tell)
+            paid = costs(trial, partial(_assembled, work, trial), seed=seed)
         else:
             serve = partial(_serve_unplayed, work, tell)
             measured = run(data, work, settings=settings, seed=seed, serve=serve, progress=tell)
     if diversity:
         reports.trade_offs(found, as_json=json_)
+    elif promoted:
+        reports.promotion_costs(paid, as_json=json_)
     else:
         reports.evaluation(measured, as_json=json_)
+
+
+def _assembled(
+    work: Path, trial: "Trial", params: Mapping[str, float], draws: "Sequence[NDArray[np.int64]]"
+) -> "list[Slates]":
+    """Every listener's shelf with promotion and without, by the core itself: no server is told of promotions yet."""
+    import numpy as np
+
+    from features.index import use_one_thread
+    from features.offline.promoted import SURFACE, surface_text
+    from ranking.home import assemble
+    from ranking.offers import Promotions
+    from ranking.surfaces import load_surfaces
+    from ranking.types import HomeQuery
+
+    path = work / "surfaces.toml"
+    path.write_text(surface_text(params), encoding="utf-8")
+    surface = load_surfaces(path)[SURFACE]
+    use_one_thread()
+    rows = np.concatenate(draws)
+    queries = tuple(HomeQuery(user_id=user, surface=surface, now=0, traced=True) for user in trial.users)
+    promotions = Promotions(
+        allowed=np.ones(len(queries), np.bool_),
+        part=np.arange(len(queries)) % len(draws),
+        start=np.cumsum([0, *map(len, draws)]),
+        row=rows,
+        score=np.ones(len(rows)),
+        campaign=np.arange(len(rows)),
+        payer=np.arange(len(rows)),
+        confirmed=np.zeros(len(rows), np.int64),
+    )
+    homes, _ = assemble(queries, trial.listeners, trial.snapshot, promotions=promotions, clock=time.perf_counter)
+    return [_slates(home) for home in homes]
+
+
+def _slates(home: "Home") -> "Slates":
+    """A page of one shelf, or of none."""
+    import numpy as np
+
+    from features.offline.promoted import Slates
+    from ranking.types import Fate
+
+    if not home.shelves:
+        nothing = np.empty(0, np.int64)
+        return Slates(rows=nothing, organic=nothing, promoted=0, loss=0.0)
+    (shelf,) = home.shelves
+    if shelf.inserted is None:
+        return Slates(rows=shelf.rows, organic=shelf.rows, promoted=0, loss=0.0)
+    (line,) = home.lines
+    candidates = dict(zip(line.rows.tolist(), line.scores.tolist(), strict=True))
+    low = min(
+        score
+        for score, fate in zip(line.scores.tolist(), line.fate.tolist(), strict=True)
+        if not Fate.MARKET <= fate <= Fate.OFF_GENRE
+    )
+    discount = 1 / np.log2(np.arange(len(shelf.rows)) + 2)
+    with_, without = (
+        float(sum(d * (candidates[row] - low) for d, row in zip(discount, rows.tolist(), strict=True)))
+        for rows in (shelf.rows, shelf.inserted.organic)
+    )
+    promoted = int((shelf.inserted.campaign >= 0).sum())
+    return Slates(rows=shelf.rows, organic=shelf.inserted.organic, promoted=promoted, loss=1 - with_ / without)
 
 
 def _shipped_preset() -> "Variant":

@@ -105,6 +105,26 @@ def trade_offs(found: Sequence[Any], *, as_json: bool) -> None:
     console().print(table("chosen pages; differences paired by listener, with 95 % intervals", columns, rows))
 
 
+def promotion_costs(found: Sequence[Any], *, as_json: bool) -> None:
+    """Costs: relevance with promotion against without, and how much of it reaches listeners."""
+    if as_json:
+        print(json.dumps([asdict(one) for one in found]))
+        return
+    rows = [
+        (
+            one.name,
+            f"{one.ndcg_20.reference + one.ndcg_20.mean:.4f}",
+            f"{one.ndcg_20.relative:+.2%} [{one.ndcg_20.relative_low:+.2%}, {one.ndcg_20.relative_high:+.2%}]",
+            f"{one.promoted:.2f}",
+            f"{one.reached:.0%}",
+            f"{one.loss_mean:.2%} / {one.loss_most:.2%}",
+        )
+        for one in found
+    ]
+    columns = ("promotion", "NDCG@20", "against organic", "by promotion", "shelves with any", "loss, mean / most")
+    console().print(table("one item in twenty promoted; differences paired by listener", columns, rows))
+
+
 def _against(figure: Any) -> tuple[str, str]:
     change = figure.difference
     span = f"{change.relative:+.1%} [{change.relative_low:+.1%}, {change.relative_high:+.1%}]"

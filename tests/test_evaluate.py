@@ -48,6 +48,15 @@ def test_the_full_preset_calibrates_at_no_loss(imported: Path) -> None:
     assert loss["mean"] >= -0.015 * loss["reference"]
 
 
+def test_promotion_reaches_listeners_within_its_bounds(imported: Path) -> None:
+    """At the defaults 1.0 to 1.5 items of a shelf stand by promotion, no shelf loses above 1 %, and pages stay near."""
+    found = json.loads(mantel("evaluate", "--data", "W", "--promoted", "--json", folder=imported))
+    (usual,) = (one for one in found if one["name"] == "beta 0.1, page loss 1%")
+    assert 1.0 <= usual["promoted"] <= 1.5
+    assert 0 < usual["loss_most"] <= 0.01
+    assert usual["ndcg_20"]["mean"] >= -0.01 * usual["ndcg_20"]["reference"]
+
+
 def test_a_fan_recognises_the_page(imported: Path) -> None:
     """Listener 2 plays Duran Duran; among the picks are artists of that kind, none of whom they played."""
     mantel("build", "--data", "W", "--out", "S", "--quiet", folder=imported)
