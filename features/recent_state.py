@@ -46,7 +46,7 @@ PLAYED: Final = (Did.PLAY, Did.COMPLETE, Did.LIKE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecentState:
-    """What a batch of listeners did, `[entry]`, each listener's oldest first; row `b` owns `start[b]:start[b + 1]`."""
+    """What a batch of listeners did, `[entry]`, each listener's by time; row `b` owns `start[b]:start[b + 1]`."""
 
     start: NDArray[np.int64]  # [B + 1]
     item_key: NDArray[np.uint64]
@@ -94,6 +94,8 @@ def decode_states(values: Sequence[bytes | None]) -> RecentState:
     good = (entries["checksum"] == _checksum(entries)) & (entries["version"] == VERSION)
     owner = np.repeat(np.arange(len(whole)), [len(value) // size for value in whole])[good]
     kept = entries[good]
+    order = np.lexsort((kept["did"], kept["item_key"], kept["at"], owner))  # they stand as they arrived
+    kept = kept[order]
     return RecentState(
         start=np.searchsorted(owner, np.arange(len(whole) + 1)),
         item_key=np.ascontiguousarray(kept["item_key"]),  # a strided view would be another type to compiled loops

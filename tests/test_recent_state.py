@@ -32,7 +32,7 @@ ENTRIES = st.tuples(
 @given(batch=st.lists(st.lists(ENTRIES, max_size=9) | st.none(), max_size=6), torn=st.integers(0, ENTRY.itemsize - 1))
 @settings(deadline=None)
 def test_what_is_appended_is_what_is_read(batch: list[list[tuple[Did, int, int, int, int]] | None], torn: int) -> None:
-    """Every field of every entry comes back in its listener's row and order, also before a torn end."""
+    """Every field of every entry comes back in its listener's row, by time, also before a torn end."""
 
     def written(entries: list[tuple[Did, int, int, int, int]]) -> bytes:
         parts = [encode_entry(did, key, at=at, session=by, seconds=heard) for did, key, at, by, heard in entries]
@@ -44,7 +44,25 @@ def test_what_is_appended_is_what_is_read(batch: list[list[tuple[Did, int, int, 
         own = slice(state.start[row], state.start[row + 1])
         columns = (state.did, state.item_key, state.at, state.session, state.seconds)
         found = list(zip(*(column[own].tolist() for column in columns), strict=True))
-        assert found == [(int(did), *rest) for did, *rest in entries or []]
+        wanted = [(int(did), *rest) for did, *rest in entries or []]
+        assert sorted(found) == sorted(wanted)
+        assert [one[2] for one in found] == sorted(one[2] for one in wanted)
+
+
+@given(entries=st.lists(ENTRIES, max_size=9), seed=st.integers(0, 2**32))
+@settings(deadline=None)
+def test_the_order_of_arrival_means_nothing(entries: list[tuple[Did, int, int, int, int]], seed: int) -> None:
+    """Entries that differ by when they happened or to what are read alike in whatever order they were appended."""
+    distinct = list({(one[2], one[1], one[0]): one for one in entries}.values())
+    shuffled = [distinct[place] for place in np.random.default_rng(seed).permutation(len(distinct))]
+    one, other = (
+        decode_states(
+            [b"".join(encode_entry(did, key, at=at, session=by, seconds=heard) for did, key, at, by, heard in some)]
+        )
+        for some in (distinct, shuffled)
+    )
+    for name in ("item_key", "at", "session", "seconds", "did"):
+        assert getattr(one, name).tolist() == getattr(other, name).tolist()
 
 
 @given(spoiled=st.integers(0, 4), at=st.integers(0, ENTRY.itemsize - 1), flip=st.integers(1, 255))
