@@ -6,8 +6,10 @@ MantelError
 ├── Unauthenticated     the caller's: no identity
 ├── NotFound            the caller's: names something that is not there
 ├── WrongState          the caller's: right in another state
+├── StaleEtag           the caller's: what it looked at has changed since
 ├── ListeningError      the data's: a table or a column cannot be used
 ├── SnapshotRefused     the artefact's: incomplete, altered, or of another format
+├── BookRefused         the artefact's: altered, or breaking a rule
 ├── GateRefused         the artefact's: built well, but not good enough to serve
 ├── Exhausted           ours, for now: a bound is reached, and passing it would endanger the rest
 ├── DeadlineExceeded    time's: the caller's deadline has passed
@@ -46,12 +48,20 @@ class WrongState(MantelError):
     """What the caller asks is not possible in the present state."""
 
 
+class StaleEtag(MantelError):
+    """What the caller looked at has changed since: look again."""
+
+
 class ListeningError(MantelError):
     """A listening table cannot be used."""
 
 
 class SnapshotRefused(MantelError):
     """A snapshot is incomplete, altered, or of another format."""
+
+
+class BookRefused(MantelError):
+    """A book of live configuration is altered, or breaks a rule."""
 
 
 class GateRefused(MantelError):

@@ -13,6 +13,7 @@ from features.errors import (
     MantelError,
     NotFound,
     PermissionRefused,
+    StaleEtag,
     Unauthenticated,
     Unavailable,
     WrongState,
@@ -28,6 +29,7 @@ _CODES: Final[tuple[tuple[type[MantelError], int], ...]] = (
     (NotFound, code_pb2.NOT_FOUND),
     (WrongState, code_pb2.FAILED_PRECONDITION),
     (Exhausted, code_pb2.RESOURCE_EXHAUSTED),
+    (StaleEtag, code_pb2.ABORTED),
     (DeadlineExceeded, code_pb2.DEADLINE_EXCEEDED),
     (Unavailable, code_pb2.UNAVAILABLE),
 )
