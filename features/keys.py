@@ -87,6 +87,14 @@ class Keys:
         """The key of the pointer to the snapshot that is served."""
         return f"{self.prefix}:pointer"
 
+    def book_pointer(self, kind: str) -> str:
+        """The key of the pointer to the book of a kind that is in force."""
+        return f"{self.prefix}:book:{kind}"
+
+    def book(self, kind: str, digest: str) -> str:
+        """The key of a book, or of a blob of one, by its digest."""
+        return f"{self.prefix}:book:{kind}:{digest}"
+
     @property
     def streams(self) -> str:
         """The key of the name of this Redis' event streams: ids in another Redis' streams mean other events."""

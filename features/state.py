@@ -3,6 +3,7 @@
 <state>/
 ├── snapshots/<digest>/   published snapshots, immutable
 ├── pointer.json          the last snapshot that was served well, for a start without Redis
+├── books/<kind>.json     the last good book of each kind, with its blobs
 ├── workers/<pid>.json    heartbeats: which worker serves which snapshot; <pid>.end: why one ended
 ├── serve.json            where the running server listens
 ├── tokens.json           principals: hashed tokens and certificate names, with roles
@@ -37,6 +38,8 @@ class Heartbeat:
     seen_at: float
     refusal: str = ""
     ready: bool = False  # it listens
+    experiment_book: str = ""  # its digest
+    book_refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,10 @@ class State:
     def pointer(self) -> Path:
         """The pointer to the last good snapshot."""
         return self.path / "pointer.json"
+
+    def book(self, kind: str) -> Path:
+        """The last good book of a kind."""
+        return self.path / "books" / f"{kind}.json"
 
     @property
     def tokens(self) -> Path:

@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.admin.v1 import admin_pb2, admin_pb2_grpc
+from protos.experiments.v1 import experiments_pb2, experiments_pb2_grpc
 from protos.home.v1 import home_pb2, home_pb2_grpc
 from protos.listeners.v1 import listeners_pb2, listeners_pb2_grpc
 
@@ -197,3 +198,38 @@ class AdminClient(_Client):
         """Goes back to the snapshot that was served before."""
         request = admin_pb2.RollbackSnapshotRequest()
         return self._admin.RollbackSnapshot(request, timeout=ADMIN_S, metadata=self.metadata).snapshot
+
+
+class ExperimentClient(_Client):
+    """A connection to the control port, for experiments."""
+
+    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
+        """Connects on first use; a token is sent with every call."""
+        super().__init__(target, token=token, tls=tls)
+        self._experiments = experiments_pb2_grpc.ExperimentServiceStub(self.channel)
+
+    def apply_book(
+        self, spec: experiments_pb2.Spec, *, etag: str, validate_only: bool = False
+    ) -> experiments_pb2.ApplyBookResponse:
+        """Makes a spec the book in force; `etag` is the version of the book that it was made from."""
+        request = experiments_pb2.ApplyBookRequest(spec=spec, etag=etag, validate_only=validate_only)
+        return self._experiments.ApplyBook(request, timeout=ADMIN_S, metadata=self.metadata)
+
+    def get_book(self) -> experiments_pb2.Book:
+        """The book in force."""
+        request = experiments_pb2.GetBookRequest()
+        return self._experiments.GetBook(request, timeout=ADMIN_S, metadata=self.metadata).book
+
+    def list_experiments(self) -> experiments_pb2.ListExperimentsResponse:
+        """What each experiment holds and serves."""
+        request = experiments_pb2.ListExperimentsRequest()
+        return self._experiments.ListExperiments(request, timeout=ADMIN_S, metadata=self.metadata)
+
+    def explain_assignment(
+        self, user_id: str, *, market: str = "", segment: int | None = None, device: str = "", locale: str = ""
+    ) -> experiments_pb2.ExplainAssignmentResponse:
+        """What every layer comes to for a listener."""
+        request = experiments_pb2.ExplainAssignmentRequest(
+            user_id=user_id, market=market, segment=segment, device=device, locale=locale
+        )
+        return self._experiments.ExplainAssignment(request, timeout=ADMIN_S, metadata=self.metadata)

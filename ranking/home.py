@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
 from ranking.arrange import arrange
+from ranking.assign import assign
 from ranking.filters import drop
 from ranking.fold_in import fold_in
 from ranking.history import History, recall
@@ -36,7 +37,7 @@ from ranking.types import (
     joined,
 )
 
-STAGES: Final = ("draw", "retrieve", "filter", "score", "arrange", "layout", "promote")
+STAGES: Final = ("assign", "draw", "retrieve", "filter", "score", "arrange", "layout", "promote")
 _FAULTS: Final = {
     Known.LATE: Degraded.LISTENER_LATE,
     Known.INVALID: Degraded.LISTENER_INVALID,
@@ -54,6 +55,8 @@ def assemble(
 ) -> tuple[tuple[Home, ...], Trace]:
     """Pages for a batch of queries, one per query in order; `clock` only times the stages."""
     times = [clock()]
+    queries = assign(queries, listeners)
+    times.append(clock())
     history = recall(listeners, snapshot)
     listeners = steer(queries, fold_in(listeners, history, snapshot), snapshot)
     lines = draw_lines(queries, listeners, history, snapshot)
@@ -127,6 +130,8 @@ def _home(
         market=lines.market[number],
         cold_start=known is Known.STRANGER,
         folded_in=bool(listeners.folded_in[number]),
+        assignments=query.assignments,
+        experiment_book="" if query.assigner is None else query.assigner.version,
         degraded=tuple(_degraded(known, missed, last - first, blind=blind)),
         coverage=100 * (wanted - lost) // wanted,
         fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},

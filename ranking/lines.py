@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from features.listeners import Listeners
 from features.snapshot import Snapshot
+from ranking.assign import overridden, page_params
 from ranking.compiled import compiled
 from ranking.dial import dialled
 from ranking.hidden import among, by_hidden, hidden_from
 from ranking.history import DAY_S, History, weight
-from ranking.params import INDEX
+from ranking.params import INDEX, Params
 from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Why
 from ranking.types import Hidden, HomeQuery, Lines
 
@@ -21,10 +22,11 @@ _FOR_ALL: Final = ("popular", "editorial", "given")
 
 def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: History, snapshot: Snapshot) -> Lines:
     """The lines of every query, top shelf first; a shelf that cannot be filled for its listener has none."""
+    page = page_params(queries)
     hidden = hidden_from(queries, listeners, snapshot)
     near = snapshot.rows_of(np.array([query.near for query in queries], np.uint64))
     subjects = {
-        "neighbours": _anchors(queries, hidden, history, snapshot).tolist(),
+        "neighbours": _anchors(queries, page, hidden, history, snapshot).tolist(),
         "genre": _genres(listeners).tolist(),
         "given": [[row if query.near else -1] for query, row in zip(queries, near.tolist(), strict=True)],
     }
@@ -45,7 +47,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
             ):
                 continue
             drawn.append((number, slot, spec, subject))
-    return _columns(drawn, queries, listeners, hidden, has_taste)
+    return _columns(drawn, queries, page, listeners, hidden, has_taste)
 
 
 def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
@@ -56,6 +58,7 @@ def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
 def _columns(
     drawn: list[tuple[int, int, ShelfSpec, int]],
     queries: tuple[HomeQuery, ...],
+    page: Params,
     listeners: Listeners,
     hidden: Hidden,
     has_taste: list[bool],
@@ -63,11 +66,11 @@ def _columns(
     specs = tuple(spec for _, _, spec, _ in drawn)
     allow = [query.allow_explicit for query in queries]
     query = np.array([number for number, _, _, _ in drawn], np.int64)
+    first = np.searchsorted(query, np.arange(len(queries) + 1))
     source = np.array([spec.source for spec in specs], np.str_)
-    params = np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX))
     return Lines(
         query=query,
-        first=np.searchsorted(query, np.arange(len(queries) + 1)),
+        first=first,
         slot=np.array([slot for _, slot, _, _ in drawn], np.int64),
         pinned=np.array([spec.pinned for spec in specs], np.bool_),
         depth=np.array([spec.depth for spec in specs], np.int64),
@@ -77,13 +80,30 @@ def _columns(
         source=source,
         subject=np.array([subject for _, _, _, subject in drawn], np.int64),
         why=tuple(_why(spec, subject, has_taste[number]) for number, _, spec, subject in drawn),
-        params=dialled(params, source, listeners.wishes.discovery[query]),
-        page_params=np.array([query.surface.params for query in queries]),
+        params=dialled(_of_lines(queries, specs, first), source, listeners.wishes.discovery[query]),
+        page_params=page,
         specs=specs,
         market=tuple(query.market or market for query, market in zip(queries, listeners.market, strict=True)),
         allow_explicit=np.where([said is None for said in allow], listeners.allow_explicit, np.array(allow, np.bool_)),
         hidden=hidden,
     )
+
+
+def _of_lines(queries: tuple[HomeQuery, ...], specs: tuple[ShelfSpec, ...], first: NDArray[np.int64]) -> Params:
+    """The params of each line, `[line, param]`: its shelf's, and over them those of its page's arms.
+
+    Written into the matrix, 0.2 us a param: surfaces made and kept for each combination of arms were as many as
+    listeners with 100 experiments in 6 layers, and making one takes 30 us.
+    """
+    params = np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX))
+    for number, query in enumerate(queries):
+        for place, value in overridden(query):
+            params[first[number] : first[number + 1], place] = value
+        for shelf_id, place in query.fixed:
+            for line in range(first[number], first[number + 1]):
+                if specs[line].id == shelf_id:
+                    params[line, place] = specs[line].params[place]
+    return params
 
 
 def _why(spec: ShelfSpec, subject: int, has_taste: bool) -> Why:
@@ -95,7 +115,9 @@ def _why(spec: ShelfSpec, subject: int, has_taste: bool) -> Why:
     return "taste" if has_taste else "popular"
 
 
-def _anchors(queries: tuple[HomeQuery, ...], hidden: Hidden, history: History, snapshot: Snapshot) -> NDArray[np.int64]:
+def _anchors(
+    queries: tuple[HomeQuery, ...], page: Params, hidden: Hidden, history: History, snapshot: Snapshot
+) -> NDArray[np.int64]:
     """The items that each listener plays most now and that have neighbours, by different artists, `[query, nth]`.
 
     None of them is hidden.
@@ -107,7 +129,7 @@ def _anchors(queries: tuple[HomeQuery, ...], hidden: Hidden, history: History, s
         history.day,
         history.plays,
         np.array([query.now // DAY_S for query in queries], np.int64),
-        np.array([query.surface.params[INDEX["recency_half_life_days"]] for query in queries]),
+        page[:, INDEX["recency_half_life_days"]].copy(),  # numba compiles anew for what is not contiguous
     )
     _find_anchors(plays, hidden, snapshot.columns["artist_key"], snapshot.columns["neighbour_row"], found)
     return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.recent_state import Did
 from features.snapshot import Snapshot
+from ranking.assign import page_params
 from ranking.compiled import compiled
 from ranking.diversify import dot
 from ranking.params import INDEX, Params
@@ -54,7 +55,7 @@ def steer(queries: tuple[HomeQuery, ...], listeners: Listeners, snapshot: Snapsh
     now = Now(
         np.array([query.now for query in queries], np.int64),
         np.array([query.session for query in queries], np.uint32),
-        np.array([query.surface.params for query in queries]),
+        page_params(queries),
     )
     vectors = listeners.vectors.copy()
     _steer(events, now, snapshot.columns["vector"], vectors)

@@ -1,5 +1,7 @@
 """Tells what became of every candidate, where a query asks for it."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +52,7 @@ def _line(
     order = order[pages.fate[line, order] != Fate.PADDING]
     rows, scores = candidates.rows[line, order], candidates.scores[line, order]
     return TracedLine(
-        spec=lines.specs[line],
+        spec=replace(lines.specs[line], params=lines.params[line]),
         subject=int(lines.subject[line]),
         rows=rows,
         scores=scores,

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ranking.experiments.assignment import Assigner, Assignment
 from ranking.params import Params
 from ranking.surfaces import ShelfSpec, Surface, Why
 
@@ -47,6 +48,7 @@ class Degraded(StrEnum):
     RETRIEVAL_PARTIAL = "RETRIEVAL_PARTIAL"
     RETRIEVAL_DOWN = "RETRIEVAL_DOWN"
     SNAPSHOT_STALE = "SNAPSHOT_STALE"
+    EXPERIMENTS_STALE = "EXPERIMENTS_STALE"
     BLOCKLIST_UNKNOWN = "BLOCKLIST_UNKNOWN"
 
 
@@ -73,6 +75,12 @@ class HomeQuery:
     traced: bool = False  # whether the page tells what became of every candidate
     about: int = 0  # item key that a traced page tells more of; 0: none
     explained: bool = False  # an engineer asks: it is not counted as served
+    device: str = ""
+    locale: str = ""
+    assigner: Assigner | None = None  # of the experiment book in force when the request came; None: there is none
+    forced: Mapping[str, Assignment] = field(default_factory=dict)  # by layer
+    fixed: frozenset[tuple[str, int]] = frozenset()  # what no arm overrides: shelf ("": any) and place of a param
+    assignments: tuple[Assignment, ...] = ()  # once it is assigned: the arms that it is served with
 
 
 class Hidden(NamedTuple):
@@ -206,6 +214,8 @@ class Home:
     coverage: int  # percent of lines whose retrieval answered
     fates: Mapping[Fate, int]  # padding excluded
     folded_in: bool = False  # the listener's vector comes from recent plays
+    assignments: tuple[Assignment, ...] = ()
+    experiment_book: str = ""  # its digest; "": there is none
     lines: tuple[TracedLine, ...] = ()  # where the query is traced
 
 

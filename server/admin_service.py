@@ -52,6 +52,8 @@ class AdminService:
                     started_at=_timestamp(beat.started_at),
                     seen_at=_timestamp(beat.seen_at),
                     refusal=beat.refusal,
+                    experiment_book_version=beat.experiment_book,
+                    experiment_book_refusal=beat.book_refusal,
                 )
                 for beat in self.state.heartbeats()
             ],

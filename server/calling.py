@@ -11,7 +11,7 @@ import grpc
 
 from features.errors import InvalidInput, MantelError, Unauthenticated, Unavailable
 from features.state import State
-from protos.client import AdminClient, HomeClient, Tls
+from protos.client import AdminClient, ExperimentClient, HomeClient, Tls
 
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
 DEFAULT_CONTROL: Final = "127.0.0.1:50052"
@@ -26,6 +26,7 @@ _TROUBLE: Final = (
     ("errors resolving", "{0} cannot be resolved: --target is HOST:PORT"),
 )
 Answer = TypeVar("Answer")
+Client = HomeClient | AdminClient | ExperimentClient
 
 
 def home(state: State, target: str | None = None, tls: Tls | None = None, *, insecure: bool = False) -> HomeClient:
@@ -46,9 +47,20 @@ def admin(state: State, target: str | None = None, tls: Tls | None = None, *, in
     Raises:
         InvalidInput: the token would travel in plain text beyond loopback, and that was not asked for.
     """
-    endpoints = state.endpoints()
-    address = target or (DEFAULT_CONTROL if endpoints is None else dialled(endpoints.control))
+    address = _control(state, target)
     return AdminClient(address, token=_sendable(state, address, plain=tls is None and not insecure), tls=tls)
+
+
+def experiments(
+    state: State, target: str | None = None, tls: Tls | None = None, *, insecure: bool = False
+) -> ExperimentClient:
+    """A client of a control port, as `admin`, for experiments.
+
+    Raises:
+        InvalidInput: the token would travel in plain text beyond loopback, and that was not asked for.
+    """
+    address = _control(state, target)
+    return ExperimentClient(address, token=_sendable(state, address, plain=tls is None and not insecure), tls=tls)
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
@@ -77,7 +89,7 @@ def token(state: State) -> str:
     return state.dev_token.read_text().strip()
 
 
-def said(client: HomeClient | AdminClient, call: Callable[[], Answer]) -> Answer:
+def said(client: Client, call: Callable[[], Answer]) -> Answer:
     """What a call by a client answers.
 
     Raises:
@@ -94,10 +106,15 @@ def said(client: HomeClient | AdminClient, call: Callable[[], Answer]) -> Answer
         raise MantelError(f"{code.name}: {details}") from error
 
 
-def timed(client: HomeClient | AdminClient, call: Callable[[], Answer]) -> tuple[Answer, float]:
+def timed(client: Client, call: Callable[[], Answer]) -> tuple[Answer, float]:
     """What a call by a client answers, and the seconds it took."""
     started = time.perf_counter()
     return said(client, call), time.perf_counter() - started
+
+
+def _control(state: State, target: str | None) -> str:
+    endpoints = state.endpoints()
+    return target or (DEFAULT_CONTROL if endpoints is None else dialled(endpoints.control))
 
 
 def _sendable(state: State, address: str, *, plain: bool) -> str:
@@ -118,7 +135,7 @@ def _on_loopback(address: str) -> bool:
         return False
 
 
-def _trouble(client: HomeClient | AdminClient, details: str) -> str:
+def _trouble(client: Client, details: str) -> str:
     """Why no connection comes about, and what to do."""
     for sign, text in _TROUBLE:
         if sign in details:

@@ -44,6 +44,8 @@ def encode_home(home: Home, snapshot: Snapshot, *, locale: str, request_id: str)
         coverage=home.coverage,
         snapshot_version=snapshot.digest,
         notes=_notes(home),
+        assignments=_assignments(home),
+        experiment_book_version=home.experiment_book,
     )
     parts: list[bytes] = []
     for shelf in home.shelves:
@@ -62,6 +64,8 @@ def encode_shelf(home: Home, snapshot: Snapshot, *, locale: str, request_id: str
         degraded_reasons=_reasons(home),
         snapshot_version=snapshot.digest,
         notes=_notes(home),
+        assignments=_assignments(home),
+        experiment_book_version=home.experiment_book,
     )
     bodies = [join_shelf(shelf, snapshot, locale=locale, market=home.market) for shelf in home.shelves]
     parts = [part for body in bodies for part in (_SHELF_TAG, _varint(len(body)), body)]
@@ -80,6 +84,8 @@ def encode_ranked(
         degraded_reasons=_reasons(home),
         snapshot_version=snapshot.digest,
         notes=_notes(home),
+        assignments=_assignments(home),
+        experiment_book_version=home.experiment_book,
     )
     parts: list[bytes] = []
     for shelf in home.shelves:
@@ -100,6 +106,13 @@ def _reasons(home: Home) -> "list[home_pb2.DegradedReason.ValueType]":
 
 def _notes(home: Home) -> "list[home_pb2.Note.ValueType]":
     return [home_pb2.NOTE_LISTENER_FOLDED_IN] if home.folded_in else []
+
+
+def _assignments(home: Home) -> list[home_pb2.Assignment]:
+    return [
+        home_pb2.Assignment(experiment=one.experiment, arm=one.arm, layer=one.layer, reason=one.reason.value)
+        for one in home.assignments
+    ]
 
 
 def join_shelf(shelf: Shelf, snapshot: Snapshot, *, locale: str, market: str) -> bytes:

@@ -15,6 +15,7 @@ from features.listener_store import ListenerStore
 from features.preference_store import PreferenceStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
 from server.batching import Batcher
+from server.experiments import Experiments
 from server.home_service import Served
 from server.metrics import Metrics
 from server.settings import Settings
@@ -35,6 +36,7 @@ class DataPlane:
     store: ListenerStore
     preferences: PreferenceStore
     snapshots: Snapshots
+    experiments: Experiments
     batcher: Batcher[Any, Served]
     event_store: EventStore
     event_batcher: Batcher[Any, Recorded]
@@ -49,8 +51,13 @@ class DataPlane:
         """
         use_one_thread()
         listening = asyncio.Event()
-        batching = (self.batcher.run(), self.event_batcher.run())
-        work = (self._beat_on(time.time(), listening), *batching, self._keep_house(stop, listening))
+        work = (
+            self._beat_on(time.time(), listening),
+            self.batcher.run(),
+            self.event_batcher.run(),
+            self._keep_house(stop, listening),
+            self._follow_books(stop),
+        )
         tasks = [asyncio.create_task(one) for one in work]
         try:
             await _watch(tasks, stop)
@@ -68,13 +75,14 @@ class DataPlane:
             await self.transport.stop(0)
             await self.store.close()
             await self.event_store.close()
-
             await self.preferences.close()
+            await self.experiments.close()
             self.state.stop_beating(os.getpid())
 
     async def _keep_house(self, stop: asyncio.Event, listening: asyncio.Event) -> None:
         """Ends with `stop`: redis-py can swallow a cancellation that meets it waiting for an answer."""
         serving = False
+        await self._refresh_books()  # before it listens: a page without its arms would be another page
         while not stop.is_set():
             await self._refresh()  # first: of workers that share a port only those that can answer shall listen on it
             loaded = self.snapshots.current is not None
@@ -85,6 +93,18 @@ class DataPlane:
                 await self.transport.set_serving(serving=True)
             serving = loaded
             await asyncio.sleep(self.settings.poll_s)
+
+    async def _follow_books(self, stop: asyncio.Event) -> None:
+        """Looks by itself: loading a snapshot of 10 million items takes longer than a book may wait."""
+        while not stop.is_set():
+            await asyncio.sleep(self.settings.poll_s)
+            await self._refresh_books()
+
+    async def _refresh_books(self) -> None:
+        try:
+            await self.experiments.refresh()
+        except Exception:  # noqa: BLE001  # as below
+            _log.exception("the experiment book stays as it was")
 
     async def _refresh(self) -> None:
         try:
@@ -110,6 +130,8 @@ class DataPlane:
                 seen_at=time.time(),
                 refusal=self.snapshots.refusal,
                 ready=listening.is_set(),
+                experiment_book=self.experiments.version,
+                book_refusal=self.experiments.refusal,
             )
             try:
                 self.state.beat(heartbeat)

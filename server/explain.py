@@ -1,6 +1,6 @@
 """Explains a page: each stage's counts, the params with their origin, the terms of each score, and what-ifs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -9,6 +9,7 @@ import numpy as np
 from features.errors import InvalidInput
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
+from ranking.experiments.assignment import Assignment
 from ranking.params import INDEX, PARAMS, Value, named, resolve
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import Fate, Home, HomeQuery, Trace
@@ -25,16 +26,29 @@ def stages(home: Home, trace: Trace) -> Iterator[home_pb2.StageTrace]:
         yield home_pb2.StageTrace(stage=stage, micros=seconds * 1e6, fates=fates)
 
 
-def params(surface: Surface) -> Iterator[home_pb2.ParamValue]:
-    """The surface's params, and what its shelves have otherwise, each with where its value comes from."""
+def params(
+    surface: Surface,
+    assignments: Sequence[Assignment] = (),
+    fixed: frozenset[tuple[str, int]] = frozenset(),
+) -> Iterator[home_pb2.ParamValue]:
+    """The surface's params, and what its shelves have otherwise, each with where its value comes from.
+
+    What an arm overrides stands for every shelf, but for what the request itself has `fixed`.
+    """
+    arms = {place: (one, value) for one in assignments for place, value in one.overrides if ("", place) not in fixed}
     for param in PARAMS:
         place = INDEX[param.name]
-        value, origin = named(param, surface.params[place]), surface.origins.get(param.name, "default")
-        yield home_pb2.ParamValue(name=param.name, value=value, origin=origin)
+        value, origin = surface.params[place], surface.origins.get(param.name, "default")
+        if place in arms:
+            arm, value = arms[place]
+            origin = f"{arm.experiment}/{arm.arm}"
+        yield home_pb2.ParamValue(name=param.name, value=named(param, value), origin=origin)
         for shelf in surface.shelves:
-            if shelf.params[place] != surface.params[place]:
-                value, origin = named(param, shelf.params[place]), shelf.origins.get(param.name, "default")
-                yield home_pb2.ParamValue(name=f"{shelf.id}.{param.name}", value=value, origin=origin)
+            own = place not in arms or (shelf.id, place) in fixed
+            if own and shelf.params[place] != value:
+                origin = shelf.origins.get(param.name, "default")
+                told = named(param, shelf.params[place])
+                yield home_pb2.ParamValue(name=f"{shelf.id}.{param.name}", value=told, origin=origin)
 
 
 def scores(home: Home, snapshot: Snapshot) -> Iterator[home_pb2.ScoreTerms]:
@@ -49,7 +63,7 @@ def scores(home: Home, snapshot: Snapshot) -> Iterator[home_pb2.ScoreTerms]:
 
 
 def what_if(query: HomeQuery, settings: Mapping[str, str]) -> HomeQuery:
-    """The query with params set: by name on the surface and every shelf, as `SHELF.PARAM` on one.
+    """The query with params set: by name on the surface and every shelf, as `SHELF.PARAM` on one; no arm changes those.
 
     Raises:
         InvalidInput: naming the param or shelf that is unknown, or the value outside its range.
@@ -64,7 +78,9 @@ def what_if(query: HomeQuery, settings: Mapping[str, str]) -> HomeQuery:
         if dot:
             of_one.setdefault(shelf_id, {})[param] = _value(text)
     shelves = tuple(_with(shelf, {**of_all, **of_one.get(shelf.id, {})}) for shelf in surface.shelves)
-    return replace(query, surface=replace(_with(surface, of_all), shelves=shelves))
+    changed = replace(_with(surface, of_all), shelves=shelves)
+    fixed = {(shelf_id, INDEX[name]) for shelf_id, values in ({"": of_all} | of_one).items() for name in values}
+    return replace(query, surface=changed, fixed=query.fixed | fixed)
 
 
 def _with(one: Tuned, wanted: Mapping[str, Value]) -> Tuned:

@@ -46,6 +46,8 @@ class Metrics:
         self._fates = Counter("mantel_candidates_total", "Candidates, by fate.", ("fate",), registry=registry)
         self._refused = Counter("mantel_snapshot_refused_total", "Snapshots refused at load.", registry=registry)
         self._swaps = Counter("mantel_snapshot_swaps_total", "Snapshots taken into service.", registry=registry)
+        self._books = Counter("mantel_book_swaps_total", "Books taken into force.", ("kind",), registry=registry)
+        self._refused_books = Counter("mantel_book_refused_total", "Books refused.", ("kind",), registry=registry)
         self._items = Gauge(
             "mantel_snapshot_items", "Items of the served snapshot.", registry=registry, multiprocess_mode="livemax"
         )
@@ -115,6 +117,14 @@ class Metrics:
     def refused(self) -> None:
         """A snapshot was refused."""
         self._refused.inc()
+
+    def book_taken(self, kind: str) -> None:
+        """A book was taken into force."""
+        self._books.labels(kind).inc()
+
+    def book_refused(self, kind: str) -> None:
+        """A book was refused."""
+        self._refused_books.labels(kind).inc()
 
     def lagged(self, seconds: float) -> None:
         """The event loop ran this late."""

@@ -10,6 +10,7 @@ from features.errors import InvalidInput, PermissionRefused
 from features.keys import hash64, item_keys
 from features.markets import ISO_3166
 from protos.home.v1 import home_pb2
+from ranking.experiments.assignment import Assigner
 from ranking.params import INDEX, Params
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
@@ -21,6 +22,12 @@ MAX_ITEMS: Final = 200
 MAX_OVERRIDES: Final = 16
 SESSION_S: Final = 1800  # without a session of the client's own
 DEFAULT_SURFACE: Final = "home"
+ONE_SHELF: Final = ("page_artist_cap",)
+"""What is 0 on a page of one shelf: the page's cap would be another cap of the shelf."""
+
+ALL_GIVEN: Final = (*ONE_SHELF, "artist_cap", "album_cap", "artist_gap", "diversity")
+"""What is 0 for all that pass the filters, by score: no cap drops any, and there is nothing to choose."""
+
 _USER_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _LOCALE: Final = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}")
 _LOCAL_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
@@ -29,7 +36,12 @@ Request = home_pb2.GetHomeRequest | home_pb2.GetShelfRequest | home_pb2.RankItem
 
 
 def to_query(
-    request: home_pb2.GetHomeRequest, surfaces: Mapping[str, Surface], principal: Principal, *, now: int
+    request: home_pb2.GetHomeRequest,
+    surfaces: Mapping[str, Surface],
+    principal: Principal,
+    assigner: Assigner | None,
+    *,
+    now: int,
 ) -> HomeQuery:
     """Validates a request.
 
@@ -38,16 +50,21 @@ def to_query(
         PermissionRefused: overrides from a caller without the role `force`.
     """
     surface = surfaces.get(request.surface or DEFAULT_SURFACE)
-    wrong = list(_wrong_fields(request, surfaces, principal))
+    wrong = list(_wrong_fields(request, surfaces, principal, assigner))
     if not 0 <= request.page_size <= MAX_SHELVES:
         wrong.append(("page_size", f"must be 0 to {MAX_SHELVES}; 0 asks for all shelves"))
     if wrong or surface is None:
         raise InvalidInput(*wrong)
-    return _query(request, surface, now=now, shelves=request.page_size)
+    return _query(request, surface, assigner, now=now, shelves=request.page_size)
 
 
 def to_shelf_query(
-    request: home_pb2.GetShelfRequest, surfaces: Mapping[str, Surface], principal: Principal, *, now: int
+    request: home_pb2.GetShelfRequest,
+    surfaces: Mapping[str, Surface],
+    principal: Principal,
+    assigner: Assigner | None,
+    *,
+    now: int,
 ) -> HomeQuery:
     """Validates a request for one shelf: a page of that shelf alone, as long as asked.
 
@@ -56,7 +73,7 @@ def to_shelf_query(
         PermissionRefused: overrides from a caller without the role `force`.
     """
     surface = surfaces.get(request.surface or DEFAULT_SURFACE)
-    wrong = list(_wrong_fields(request, surfaces, principal))
+    wrong = list(_wrong_fields(request, surfaces, principal, assigner))
     if not 0 <= request.page_size <= MAX_ITEMS:
         wrong.append(("page_size", f"must be 0 to {MAX_ITEMS}; 0 asks for the shelf's own size"))
     shelves = () if surface is None else surface.shelves
@@ -67,11 +84,17 @@ def to_shelf_query(
         raise InvalidInput(*wrong)
     size = request.page_size or spec.size
     longer = replace(spec, size=size, minimum=1, depth=max(spec.depth, 2 * size))
-    return _query(request, replace(surface, shelves=(longer,), params=_uncapped(surface.params)), now=now, shelves=0)
+    alone = replace(surface, shelves=(longer,), params=_without(surface.params, ONE_SHELF))
+    return replace(_query(request, alone, assigner, now=now, shelves=0), fixed=_fixed(ONE_SHELF))
 
 
 def to_rank_query(
-    request: home_pb2.RankItemsRequest, surfaces: Mapping[str, Surface], principal: Principal, *, now: int
+    request: home_pb2.RankItemsRequest,
+    surfaces: Mapping[str, Surface],
+    principal: Principal,
+    assigner: Assigner | None,
+    *,
+    now: int,
 ) -> HomeQuery:
     """Validates a request to rank the caller's own candidates: a page of one line, all of it traced.
 
@@ -80,7 +103,7 @@ def to_rank_query(
         PermissionRefused: overrides from a caller without the role `force`.
     """
     surface = surfaces.get(request.surface or DEFAULT_SURFACE)
-    wrong = list(_wrong_fields(request, surfaces, principal))
+    wrong = list(_wrong_fields(request, surfaces, principal, assigner))
     wrong += wrong_ids("item_ids", request.item_ids)
     if not request.item_ids:
         wrong.append(("item_ids", "must name at least one item"))
@@ -91,9 +114,8 @@ def to_rank_query(
     if wrong or surface is None:
         raise InvalidInput(*wrong)
     count = len(request.item_ids)
-    params = _uncapped(surface.params)
-    if not request.page_size:  # all that pass the filters, by score: no cap drops any, and there is nothing to choose
-        params[[INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap", "diversity")]] = 0
+    none = ONE_SHELF if request.page_size else ALL_GIVEN
+    params = _without(surface.params, none)
     size = request.page_size or count
     spec = ShelfSpec(
         id="given",
@@ -106,20 +128,26 @@ def to_rank_query(
         reasons=surface.reasons,
         item_keys={},
     )
-    page = _query(request, replace(surface, shelves=(spec,), params=params), now=now, shelves=0)
+    page = _query(request, replace(surface, shelves=(spec,), params=params), assigner, now=now, shelves=0)
     near = hash64(request.query_item_id) if request.query_item_id else 0
-    return replace(page, given=item_keys(request.item_ids), near=near, traced=True)
+    return replace(page, given=item_keys(request.item_ids), near=near, traced=True, fixed=_fixed(none))
 
 
-def _uncapped(params: Params) -> Params:
-    """Params of a page of one shelf, for which the page's cap would be another cap of the shelf."""
+def _without(params: Params, names: Iterable[str]) -> Params:
+    """Params with some at 0."""
     changed = params.copy()
-    changed[INDEX["page_artist_cap"]] = 0
+    changed[[INDEX[name] for name in names]] = 0
     return changed
 
 
-def _query(request: Request, surface: Surface, *, now: int, shelves: int) -> HomeQuery:
+def _fixed(names: Iterable[str]) -> frozenset[tuple[str, int]]:
+    return frozenset(("", INDEX[name]) for name in names)
+
+
+def _query(request: Request, surface: Surface, assigner: Assigner | None, *, now: int, shelves: int) -> HomeQuery:
     context = request.context
+    wanted = ((one.experiment, one.arm) for one in request.experiment_overrides)
+    forced = [one for pair in wanted if assigner is not None and (one := assigner.forced(*pair)) is not None]
     return HomeQuery(
         user_id=request.user_id,
         surface=surface,
@@ -131,11 +159,17 @@ def _query(request: Request, surface: Surface, *, now: int, shelves: int) -> Hom
         shelves=shelves,
         session=hash64(request.session_id) & 0xFFFFFFFF if request.session_id else 0,
         seed=hash64(f"{request.user_id}|{request.session_id or now // SESSION_S}|{surface.name}"),
+        device=context.device,
+        locale=context.locale,
+        assigner=assigner,
+        forced={one.layer: one for one in forced},
     )
 
 
-def _wrong_fields(request: Request, surfaces: Mapping[str, Surface], principal: Principal) -> Iterable[tuple[str, str]]:
-    """What is wrong with the fields that both requests have."""
+def _wrong_fields(
+    request: Request, surfaces: Mapping[str, Surface], principal: Principal, assigner: Assigner | None
+) -> Iterable[tuple[str, str]]:
+    """What is wrong with the fields that all requests have."""
     if request.experiment_overrides and Role.FORCE not in principal.roles:
         raise PermissionRefused(f"experiment_overrides: needs the role {Role.FORCE.value}")
     context = request.context
@@ -158,10 +192,25 @@ def _wrong_fields(request: Request, surfaces: Mapping[str, Surface], principal: 
         yield "page_token", "is not a token of this service"
     yield from wrong_ids("exclude_item_ids", request.exclude_item_ids)
     yield from wrong_ids("hidden_ids", request.hidden_ids)
-    if len(request.experiment_overrides) > MAX_OVERRIDES:
+    yield from _wrong_overrides(request.experiment_overrides, assigner)
+
+
+def _wrong_overrides(
+    overrides: Sequence[home_pb2.ExperimentOverride], assigner: Assigner | None
+) -> Iterable[tuple[str, str]]:
+    if len(overrides) > MAX_OVERRIDES:
         yield "experiment_overrides", f"must be at most {MAX_OVERRIDES}"
-    for number, _ in enumerate(request.experiment_overrides[:MAX_OVERRIDES]):
-        yield f"experiment_overrides[{number}].experiment", "names no running experiment"
+    layers: set[str] = set()
+    for number, one in enumerate(overrides[:MAX_OVERRIDES]):
+        path = f"experiment_overrides[{number}]"
+        if assigner is None or one.experiment not in assigner.experiments:
+            yield f"{path}.experiment", "names no running experiment"
+        elif (found := assigner.forced(one.experiment, one.arm)) is None:
+            yield f"{path}.arm", "names no arm of the experiment"
+        elif found.layer in layers:
+            yield f"{path}.experiment", "is of the layer of one before: a listener is in one of a layer"
+        else:
+            layers.add(found.layer)
 
 
 def _is_local_time(text: str) -> bool:

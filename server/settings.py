@@ -47,7 +47,10 @@ class Settings(BaseSettings):
     recent_days: float = Field(default=30.0, gt=0, description="days that recent events are kept after the last one")
     default_deadline_ms: float = Field(default=1000.0, gt=0, description="deadline of calls that bring none")
     snapshot_max_age_h: float = Field(default=168.0, gt=0, description="hours after which a snapshot counts as stale")
-    poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointer")
+    experiments_max_age_s: float = Field(
+        default=300.0, gt=0, description="seconds without a look at the experiment book's pointer, then pages say so"
+    )
+    poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointers")
     drain_s: float = Field(default=0.3, ge=0, description="seconds between NOT_SERVING and closing the port")
     grace_s: float = Field(default=5.0, ge=0, description="seconds that calls in flight may take at the end")
     reflection: Literal["auto", "on", "off"] = Field(default="auto", description="auto: on loopback only")

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from features.books import BookReader, BookShelf
 from features.errors import InvalidInput
 from features.event_store import EventStore, Recorded
 from features.keys import Keys
@@ -17,6 +18,7 @@ from features.preference_store import PreferenceStore
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from protos.events.v1 import events_pb2
+from protos.experiments.v1 import experiments_pb2
 from protos.home.v1 import home_pb2
 from protos.listeners.v1 import listeners_pb2
 from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
@@ -24,6 +26,8 @@ from server.admin_service import AdminService
 from server.batching import Batcher
 from server.data_plane import DataPlane
 from server.event_service import EventService
+from server.experiment_service import ExperimentService
+from server.experiments import KIND, Experiments
 from server.guard import Guard
 from server.home_service import HomeBatches, HomeService, Served
 from server.identity import Identities, Role, load_identities
@@ -38,6 +42,7 @@ from server.transport import Table, Transport, bind
 EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
 ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
+BOOK_TIMEOUT_S: Final = 1.0  # for a blob of 2 MB from a busy Redis; listeners have connections of their own
 _log = logging.getLogger("mantel.wiring")
 
 
@@ -53,10 +58,17 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         max_age_s=settings.snapshot_max_age_h * 3600,
         rehearse=lambda snapshot: rehearse(snapshot, surfaces.values()),
     )
-    batches = HomeBatches(store=store, snapshots=snapshots, metrics=metrics)
+    experiments = Experiments(
+        state,
+        BookReader(redis_url, keys, KIND, timeout_s=BOOK_TIMEOUT_S),
+        metrics,
+        max_age_s=settings.experiments_max_age_s,
+    )
+    batches = HomeBatches(store=store, snapshots=snapshots, experiments=experiments, metrics=metrics)
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
     home = HomeService(
         surfaces=surfaces,
+        experiments=experiments,
         batcher=batcher,
         log=RequestLog(settings.log_sample),
         now=time.time,
@@ -82,6 +94,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         store=store,
         preferences=preferences,
         snapshots=snapshots,
+        experiments=experiments,
         batcher=batcher,
         event_store=event_store,
         event_batcher=event_batcher,
@@ -99,10 +112,12 @@ def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port:
         socket_connect_timeout=ADMIN_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
-    admin = AdminService(state=State(settings.state), keys=Keys(prefix=settings.prefix), client=client)
+    keys = Keys(prefix=settings.prefix)
+    admin = AdminService(state=State(settings.state), keys=keys, client=client)
+    experiments = ExperimentService(state=State(settings.state), shelf=BookShelf(client, keys, KIND))
     deadline_s = max(ADMIN_DEADLINE_S, settings.default_deadline_ms / 1000)
     guard = Guard(identities=IdentityFile(settings).looked_up, metrics=metrics, default_deadline_s=deadline_s)
-    return bind(settings, guard, control_methods(admin), port=port, shared_port=shared_port)
+    return bind(settings, guard, control_methods(admin, experiments), port=port, shared_port=shared_port)
 
 
 def data_methods(home: HomeService, events: EventService, listeners: ListenerService) -> Table:
@@ -123,7 +138,7 @@ def data_methods(home: HomeService, events: EventService, listeners: ListenerSer
     }
 
 
-def control_methods(admin: AdminService) -> Table:
+def control_methods(admin: AdminService, experiments: ExperimentService) -> Table:
     """Every method of the control port with the role it needs; what is not listed, nobody may call."""
     return {
         _service(admin_pb2.DESCRIPTOR, "AdminService"): {
@@ -133,7 +148,13 @@ def control_methods(admin: AdminService) -> Table:
             "RollbackSnapshot": (Role.ADMIN, admin.rollback_snapshot),
             "RolloverWorkers": (Role.ADMIN, None),
             "DrainEvents": (Role.ADMIN, None),
-        }
+        },
+        _service(experiments_pb2.DESCRIPTOR, "ExperimentService"): {
+            "ApplyBook": (Role.EXPERIMENTER, experiments.apply_book),
+            "GetBook": (Role.EXPERIMENTER, experiments.get_book),
+            "ListExperiments": (Role.EXPERIMENTER, experiments.list_experiments),
+            "ExplainAssignment": (Role.EXPERIMENTER, experiments.explain_assignment),
+        },
     }
 
 

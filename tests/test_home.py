@@ -17,6 +17,8 @@ from features.keys import item_keys
 from features.listeners import Known, Listeners, decode
 from features.recent_state import Did, encode_entry
 from features.snapshot import Limit, Snapshot
+from ranking.experiments.applying import EMPTY, apply
+from ranking.experiments.assignment import Assigner
 from ranking.filters import drop
 from ranking.history import recall
 from ranking.home import assemble, feed
@@ -26,12 +28,16 @@ from ranking.retrieve import retrieve
 from ranking.surfaces import DEFAULT_SURFACES, MOST_SUBJECTS, ShelfSpec, Source, Surface, load_surfaces
 from ranking.types import Degraded, Fate, Home, HomeQuery
 from server.rehearsal import rehearse
+from tests.books import BY_FILE, UNCAPPED, spec_of
 from tests.wishes import Names, draw_wish
 
 NOW = 1_793_491_200  # 2026-11-01
 
 
 FREE = resolve({"artist_cap": 0, "album_cap": 0, "artist_gap": 0, "page_artist_cap": 0, "page_order": "file"})
+
+
+TWO_EXPERIMENTS = apply(EMPTY, spec_of(BY_FILE, UNCAPPED), seed=1)
 
 
 def spec(shelf_id: str, source: str, **fields: object) -> ShelfSpec:
@@ -83,13 +89,15 @@ def draw_shelf(rng: np.random.Generator, source: str, keys: NDArray[np.uint64]) 
 
 
 def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> HomeQuery:
-    """A random request: surface, market, filters, exclusions."""
+    """A random request: surface, market, filters, exclusions; every second one with the arms of two experiments."""
     keys = snapshot.columns["item_key"]
     drawn = rng.permutation(get_args(Source))[: int(rng.integers(1, 9))]
     shelves = tuple(draw_shelf(rng, str(source), keys) for source in drawn)
     surface = Surface(name="drawn", shelves=shelves, dedupe=bool(rng.integers(2)))
+    assigner = None if len(drawn) % 2 else Assigner(TWO_EXPERIMENTS)
     return HomeQuery(
         user_id=user_id,
+        assigner=assigner,
         surface=surface,
         now=NOW,
         market=str(rng.choice(["", "GB", "DE", "ZW", *snapshot.manifest.markets])),

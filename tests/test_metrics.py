@@ -20,6 +20,7 @@ from protos.client import AdminClient
 from protos.events.v1 import events_pb2, events_pb2_grpc
 from server.identity import development_token
 from server.metrics import Metrics
+from tests.books import BY_FILE, applied, poison
 from tests.conftest import Store
 from tests.damage import place, truncate
 from tests.operation import client_of, eventually, published, redis_of, server
@@ -136,6 +137,9 @@ def test_every_instrument_moves(state: State, endpoints: Endpoints, second: Path
         client.set(store.keys.record("u0000002", space), b"broken")
         call(state, endpoints, 1, user="u0000002")
         place(store, second, truncate)
+        book = applied(store, BY_FILE)
+        eventually(lambda: all(beat.experiment_book == book.digest for beat in state.heartbeats()))
+        poison(store, b"no book")
     record_one(state, endpoints)
     registry = CollectorRegistry()
     Metrics(registry).published(0.0)  # declared when there is something to tell

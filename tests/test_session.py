@@ -64,6 +64,7 @@ EVENTS = st.lists(
 def test_the_vector_is_steered_as_defined(snapshot: Snapshot, records: dict[str, bytes], events: list[Event]) -> None:
     """Every order of likes, completes, skips, plays and hides: the same direction, and the listener's own length."""
     listeners = read(snapshot, [next(iter(records.values()))])
+    events = [(did, row, 600 - 10 * place, heard) for place, (did, row, _, heard) in enumerate(events)]
     own, items = listeners.vectors[0].astype(np.float64), np.asarray(snapshot.columns["vector"], np.float64)
     found = steered(snapshot, listeners, events)
     assert found == pytest.approx(plainly(own, items, events), abs=1e-4 * float(np.linalg.norm(own)))

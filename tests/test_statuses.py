@@ -28,6 +28,7 @@ from tests.wire import (
 Code = grpc.StatusCode
 GOOD = home_pb2.GetHomeRequest(user_id="u0000001")
 ADMIN = "/mantel.admin.v1.AdminService/"
+EXPERIMENTS = "/mantel.experiments.v1.ExperimentService/"
 DATA = [path for path, _ in methods(*DATA_FILES)]
 CONTROL = [path for path, _ in methods(*CONTROL_FILES)]
 SERVED = {
@@ -35,6 +36,7 @@ SERVED = {
     "/mantel.events.v1.EventService/RecordEvents",
     *(f"/mantel.listeners.v1.ListenerService/{name}" for name in ("GetPreferences", "UpdatePreferences", "Forget")),
     *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot")),
+    *(EXPERIMENTS + name for name in ("ApplyBook", "GetBook", "ListExperiments", "ExplainAssignment")),
 }
 UNAUTHENTICATED: dict[str, Metadata] = {
     "no token": (),
@@ -76,6 +78,8 @@ async def planes(published: Store) -> AsyncIterator[Planes]:
 
 def role_of(path: str) -> Role:
     """The role that a method needs."""
+    if path.startswith(EXPERIMENTS):
+        return Role.EXPERIMENTER
     if path in CONTROL:
         return Role.ADMIN
     return Role.EXPLAIN if path.endswith("/ExplainHome") else Role.CLIENT
@@ -91,7 +95,7 @@ async def test_every_method_is_served_or_unimplemented(planes: Planes) -> None:
 
 
 async def test_no_method_is_answered_without_its_role(planes: Planes) -> None:
-    """Every role but the one a method needs: PERMISSION_DENIED, naming the role. Control methods all need `admin`."""
+    """Every role but the one a method needs: PERMISSION_DENIED, naming the role; so on either port."""
     for path in DATA + CONTROL:
         status = await planes.call(path, planes.lacking[role_of(path)])
         assert (path, status.code) == (path, Code.PERMISSION_DENIED)

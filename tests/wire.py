@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from protos.events.v1 import events_pb2
+from protos.experiments.v1 import experiments_pb2
 from protos.home.v1 import home_pb2
 from protos.listeners.v1 import listeners_pb2
 from server.metrics import Metrics
@@ -25,7 +26,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 GET_HOME = "/mantel.home.v1.HomeService/GetHome"
 DATA_FILES = (home_pb2.DESCRIPTOR, events_pb2.DESCRIPTOR, listeners_pb2.DESCRIPTOR)
-CONTROL_FILES = (admin_pb2.DESCRIPTOR,)
+CONTROL_FILES = (admin_pb2.DESCRIPTOR, experiments_pb2.DESCRIPTOR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

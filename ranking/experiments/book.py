@@ -84,7 +84,8 @@ def read_ledger(raw: bytes, digest: str) -> Ledger:
         ledger = Ledger.model_validate_json(raw)
     except ValidationError as error:
         raise _refused(violations(error)) from error
-    if wrong := [*mistakes(ledger.spec), *_of_numbers(ledger)]:
+    of_spec = ((f"spec.{path}", what) for path, what in mistakes(ledger.spec))
+    if wrong := [*of_spec, *_of_numbers(ledger)]:
         raise _refused(wrong)
     return ledger
 

@@ -78,12 +78,18 @@ class Worker(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     SEEN_AT_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_BOOK_VERSION_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_BOOK_REFUSAL_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """Its process id."""
     snapshot_digest: _builtins.str
     """The digest of the snapshot it serves. Empty: none yet."""
     refusal: _builtins.str
     """Why the newest published snapshot was refused. Empty: it was not."""
+    experiment_book_version: _builtins.str
+    """The digest of the experiment book in force on it. Empty: none."""
+    experiment_book_refusal: _builtins.str
+    """Why the newest experiment book was refused. Empty: it was not."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -100,10 +106,12 @@ class Worker(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         seen_at: _timestamp_pb2.Timestamp | None = ...,
         refusal: _builtins.str = ...,
+        experiment_book_version: _builtins.str = ...,
+        experiment_book_refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen_at", b"seen_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "refusal", b"refusal", "seen_at", b"seen_at", "snapshot_digest", b"snapshot_digest", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_book_refusal", b"experiment_book_refusal", "experiment_book_version", b"experiment_book_version", "pid", b"pid", "refusal", b"refusal", "seen_at", b"seen_at", "snapshot_digest", b"snapshot_digest", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -384,7 +384,7 @@ class Assignment(_message.Message):
     layer: _builtins.str
     """The layer that the experiment lives in."""
     reason: _builtins.str
-    """Why this arm: "bucket", "allow_list" or "override"."""
+    """Why this arm: "bucket", "allow_list" or "override". Only those by bucket may be analysed."""
     def __init__(
         self,
         *,
@@ -688,6 +688,7 @@ class GetShelfResponse(_message.Message):
     SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this answer in logs and support."""
     next_page_token: _builtins.str
@@ -698,6 +699,8 @@ class GetShelfResponse(_message.Message):
     """True if and only if something failed."""
     snapshot_version: _builtins.str
     """The snapshot that was served."""
+    experiment_book_version: _builtins.str
+    """The experiment book in force. Empty: none."""
     @_builtins.property
     def shelf(self) -> Global___Shelf:
         """The shelf with its next items."""
@@ -726,10 +729,11 @@ class GetShelfResponse(_message.Message):
         snapshot_version: _builtins.str = ...,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         notes: _abc.Iterable[Global___Note.ValueType] | None = ...,
+        experiment_book_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shelf", b"shelf"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "next_page_token", b"next_page_token", "notes", b"notes", "request_id", b"request_id", "shelf", b"shelf", "snapshot_version", b"snapshot_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "experiment_book_version", b"experiment_book_version", "next_page_token", b"next_page_token", "notes", b"notes", "request_id", b"request_id", "shelf", b"shelf", "snapshot_version", b"snapshot_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -817,6 +821,8 @@ class RankItemsResponse(_message.Message):
     DEGRADED_REASONS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_VERSION_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    EXPERIMENT_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this answer in logs and support."""
     cold_start: _builtins.bool
@@ -825,6 +831,8 @@ class RankItemsResponse(_message.Message):
     """True if and only if something failed."""
     snapshot_version: _builtins.str
     """The snapshot that was served."""
+    experiment_book_version: _builtins.str
+    """The experiment book in force. Empty: none."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
         """What remained, best first."""
@@ -841,6 +849,10 @@ class RankItemsResponse(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[Global___Note.ValueType]:
         """Worth knowing, no degradation."""
 
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
+        """The experiment arms that were served."""
+
     def __init__(
         self,
         *,
@@ -852,10 +864,12 @@ class RankItemsResponse(_message.Message):
         degraded_reasons: _abc.Iterable[Global___DegradedReason.ValueType] | None = ...,
         snapshot_version: _builtins.str = ...,
         notes: _abc.Iterable[Global___Note.ValueType] | None = ...,
+        assignments: _abc.Iterable[Global___Assignment] | None = ...,
+        experiment_book_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "dropped", b"dropped", "items", b"items", "notes", b"notes", "request_id", b"request_id", "snapshot_version", b"snapshot_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "dropped", b"dropped", "experiment_book_version", b"experiment_book_version", "items", b"items", "notes", b"notes", "request_id", b"request_id", "snapshot_version", b"snapshot_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
