@@ -11,7 +11,7 @@ import typer
 
 from features.errors import InvalidInput, MantelError
 from features.state import Endpoints, State
-from server import cli_bench, cli_calls, cli_demo, cli_events, cli_offline
+from server import cli_bench, cli_calls, cli_demo, cli_events, cli_experiments, cli_offline
 from server.options import PrefixOption, RedisOption, StateOption, redis_url, setting
 from server.settings import Settings, load_settings
 from server.version import VERSION
@@ -27,6 +27,7 @@ tokens = typer.Typer(help="Say who may call.", no_args_is_help=True)
 app.command()(cli_demo.demo)
 cli_offline.register(app)
 cli_calls.register(app)
+cli_experiments.register(app)
 app.command()(cli_bench.bench)
 app.add_typer(tokens, name="tokens")
 app.add_typer(cli_events.events, name="events")

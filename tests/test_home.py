@@ -28,7 +28,7 @@ from ranking.retrieve import retrieve
 from ranking.surfaces import DEFAULT_SURFACES, MOST_SUBJECTS, ShelfSpec, Source, Surface, load_surfaces
 from ranking.types import Degraded, Fate, Home, HomeQuery
 from server.rehearsal import rehearse
-from tests.books import BY_FILE, UNCAPPED, spec_of
+from tests.books import BY_FILE, experiment, spec_of
 from tests.wishes import Names, draw_wish
 
 NOW = 1_793_491_200  # 2026-11-01
@@ -37,7 +37,8 @@ NOW = 1_793_491_200  # 2026-11-01
 FREE = resolve({"artist_cap": 0, "album_cap": 0, "artist_gap": 0, "page_artist_cap": 0, "page_order": "file"})
 
 
-TWO_EXPERIMENTS = apply(EMPTY, spec_of(BY_FILE, UNCAPPED), seed=1)
+PLAIN = experiment("plain", "variety", {"diversity": "plain", "mmr_lambda": 0.1})
+TWO_EXPERIMENTS = apply(EMPTY, spec_of(BY_FILE, PLAIN), seed=1)
 
 
 def spec(shelf_id: str, source: str, **fields: object) -> ShelfSpec:
