@@ -281,7 +281,7 @@ PARAMS: Final = (
         default=3.0,
         low=2.0,
         high=20.0,
-        unit="places",
+        unit="items",
         meaning="at least from one item that stands by promotion to the next on its shelf",
     ),
     Param(
