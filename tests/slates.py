@@ -9,6 +9,7 @@ import numpy as np
 
 from ranking.insertion import Ranked, Standing
 from ranking.params import INDEX, PARAMS, Value, resolve
+from tests.test_home import draw_value
 
 Rng = np.random.Generator
 ABSURD: Final = (math.nan, math.inf, -math.inf, 1e30, -1e30, -0.5, 0.0, 5e-324, 0.3, 1.0)
@@ -73,7 +74,7 @@ def draw_case(rng: Rng, *, absurd: bool = False) -> Case:
 
 def _draw_params(rng: Rng) -> dict[str, Value]:
     drawn: dict[str, Value] = {
-        param.name: float(rng.uniform(param.low, param.high))
+        param.name: draw_value(rng, param)
         for param in PARAMS
         if param.name.startswith("promotion_") and rng.random() < 0.6
     }
