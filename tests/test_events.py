@@ -104,7 +104,7 @@ async def test_an_event_is_where_the_page_and_the_drain_look(served: Served, pub
     at = {one.item_id: one.occurred_at.seconds for one in sent}
     dids = (Did.PLAY, Did.COMPLETE, Did.SKIP, Did.LIKE, Did.HIDE)
     expected = [(did, hash64(f"i{did + 1}"), at[f"i{did + 1}"], hash64("s1") & 0xFFFFFFFF, 61) for did in dids]
-    assert states(published, "u0000001") == expected
+    assert sorted(states(published, "u0000001")) == sorted(expected)
     shown = decode_states([read(published, published.keys.impressions("u0000001"))])
     assert (shown.did.tolist(), shown.item_key.tolist()) == ([Did.IMPRESSION], [hash64("i1")])
     streams: list[Any] = [published.client.xrange(published.keys.stream(number)) for number in range(PARTITIONS)]
@@ -178,7 +178,7 @@ async def test_states_are_trimmed_to_the_newest(served: Served, published: Store
     for n in range(0, len(both), 400):
         assert set(results(await record(served, both[n : n + 400]))) == {RECORDED}
     keys = [key for _, key, *_ in states(published, "u0000001")]
-    assert keys == [hash64(f"p{n}") for n in range(len(plays) - STATE_ENTRIES - 3, len(plays))]
+    assert sorted(keys) == sorted(hash64(f"p{n}") for n in range(len(plays) - STATE_ENTRIES - 3, len(plays)))
     for name, bound in (
         (published.keys.state("u0000001"), STATE_ENTRIES),
         (published.keys.impressions("u0000001"), IMPRESSION_ENTRIES),
