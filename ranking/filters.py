@@ -17,7 +17,7 @@ _EXPLICIT: Final = int(Limit.EXPLICIT)
 _WINDOWED: Final = int(Limit.WINDOW)
 
 
-class Asked(NamedTuple):
+class Rules(NamedTuple):
     """What the filters look at."""
 
     query: NDArray[np.int64]  # [line]
@@ -40,32 +40,32 @@ class Asked(NamedTuple):
 
 
 @compiled
-def _mark(asked: Asked, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> None:  # a branch a filter
+def _mark(rules: Rules, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> None:  # a branch a filter
     """The filters in their order."""
-    limits, artists, hidden_artists = asked.limits, asked.artists, asked.hidden_artists
+    limits, artists, hidden_artists = rules.limits, rules.artists, rules.hidden_artists
     for line in range(rows.shape[0]):
-        query, genre, skip_played = asked.query[line], asked.genre[line], asked.skip_played[line]
-        market, now, allow_explicit = asked.market[query], asked.now[query], asked.allow_explicit[query]
-        hid, hid_end = asked.hidden_start[query], asked.hidden_start[query + 1]
+        query, genre, skip_played = rules.query[line], rules.genre[line], rules.skip_played[line]
+        market, now, allow_explicit = rules.market[query], rules.now[query], rules.allow_explicit[query]
+        hid, hid_end = rules.hidden_start[query], rules.hidden_start[query + 1]
         for place in range(rows.shape[1]):
             row = rows[line, place]
             if fate[line, place] != Fate.KEPT:
                 continue
-            if limits[row] & _RESTRICTED and unlicensed(asked.market_bits, row, market):
+            if limits[row] & _RESTRICTED and unlicensed(rules.market_bits, row, market):
                 fate[line, place] = Fate.MARKET
-            elif limits[row] & _WINDOWED and unavailable(asked.available_from, asked.available_until, row, now):
+            elif limits[row] & _WINDOWED and unavailable(rules.available_from, rules.available_until, row, now):
                 fate[line, place] = Fate.UNAVAILABLE
             elif limits[row] & _EXPLICIT and not allow_explicit:
                 fate[line, place] = Fate.EXPLICIT
-            elif among(asked.hidden, query, row) or (
+            elif among(rules.hidden, query, row) or (
                 hid < hid_end and by_hidden(hidden_artists, hid, hid_end, artists[row])
             ):
                 fate[line, place] = Fate.HIDDEN
-            elif among(asked.excluded, query, row):
+            elif among(rules.excluded, query, row):
                 fate[line, place] = Fate.EXCLUDED
-            elif skip_played and among(asked.played, query, row):
+            elif skip_played and among(rules.played, query, row):
                 fate[line, place] = Fate.PLAYED
-            elif genre >= 0 and off_genre(asked.genres, row, genre):
+            elif genre >= 0 and off_genre(rules.genres, row, genre):
                 fate[line, place] = Fate.OFF_GENRE
 
 
@@ -92,7 +92,7 @@ def drop(
 ) -> Candidates:
     """Marks every candidate that a filter drops."""
     columns = snapshot.columns
-    asked = Asked(
+    rules = Rules(
         query=lines.query,
         genre=np.where(lines.source == "genre", lines.subject, -1),
         skip_played=lines.skip_played,
@@ -112,5 +112,5 @@ def drop(
         artists=columns["artist_key"],
     )
     fate = candidates.fate.copy()
-    _mark(asked, candidates.rows, fate)
+    _mark(rules, candidates.rows, fate)
     return replace(candidates, fate=fate)

@@ -1,6 +1,6 @@
 """What a listener plays: record and recent state as rows of this snapshot, and how much each counts now."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from ranking.compiled import compiled
 DAY_S = 86_400
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class History(NamedTuple):
     """A batch's plays, `[play]`, of each listener one per item; items that the snapshot lacks are left out."""
 
     start: NDArray[np.int64]  # [query + 1]; query q owns start[q]:start[q + 1]

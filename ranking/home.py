@@ -18,7 +18,7 @@ from ranking.filters import drop
 from ranking.fold_in import fold_in
 from ranking.history import History, recall
 from ranking.layout import lay_out
-from ranking.lines import asked, draw_lines
+from ranking.lines import draw_lines
 from ranking.offers import Promotions
 from ranking.promote import Promoted, promote
 from ranking.retrieve import from_list, retrieve, starved
@@ -122,7 +122,7 @@ def _home(
         for line in pages.order[number].tolist()
         if line >= 0
     )
-    wanted, missed = len(asked(query)), int(np.count_nonzero(failed[first:last]))
+    wanted, missed = len(query.surface.shelves), int(np.count_nonzero(failed[first:last]))
     lost = missed + (wanted - (last - first) if known in _FAULTS or blind else 0)
     met = pages.fates[number].tolist()
     return Home(

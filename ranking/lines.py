@@ -35,7 +35,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
     drawn: list[tuple[int, int, ShelfSpec, int]] = []
     for number, (query, unsaid) in enumerate(zip(queries, listeners.blind.tolist(), strict=True)):
         blind = unsaid and query.hidden is None
-        for slot, spec in enumerate(asked(query)):
+        for slot, spec in enumerate(query.surface.shelves):
             source = spec.source
             if blind and source not in _FOR_ALL:
                 continue
@@ -48,11 +48,6 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
                 continue
             drawn.append((number, slot, spec, subject))
     return _columns(drawn, queries, page, listeners, hidden, has_taste)
-
-
-def asked(query: HomeQuery) -> tuple[ShelfSpec, ...]:
-    """The shelves that a request asks for."""
-    return query.surface.shelves
 
 
 def _columns(
@@ -92,8 +87,7 @@ def _columns(
 def _of_lines(queries: tuple[HomeQuery, ...], specs: tuple[ShelfSpec, ...], first: NDArray[np.int64]) -> Params:
     """The params of each line, `[line, param]`: its shelf's, and over them those of its page's arms.
 
-    Written into the matrix, 0.2 us a param: surfaces made and kept for each combination of arms were as many as
-    listeners with 100 experiments in 6 layers, and making one takes 30 us.
+    Written into the matrix: surfaces kept for each combination of arms would be nearly as many as listeners.
     """
     params = np.array([spec.params for spec in specs]).reshape(len(specs), len(INDEX))
     for number, query in enumerate(queries):
@@ -123,48 +117,51 @@ def _anchors(
     None of them is hidden.
     """
     found = np.full((len(queries), MOST_SUBJECTS), -1, np.int64)
-    plays = Plays(
-        history.start,
-        history.row,
-        history.day,
-        history.plays,
+    recency = Recency(
         np.array([query.now // DAY_S for query in queries], np.int64),
         page[:, INDEX["recency_half_life_days"]].copy(),  # numba compiles anew for what is not contiguous
     )
-    _find_anchors(plays, hidden, snapshot.columns["artist_key"], snapshot.columns["neighbour_row"], found)
+    items = Items(snapshot.columns["artist_key"], snapshot.columns["neighbour_row"])
+    _find_anchors(history, recency, hidden, items, found)
     return found
 
 
-class Plays(NamedTuple):
-    """What listeners play, and how it is weighed."""
+class Recency(NamedTuple):
+    """How plays are weighed."""
 
-    start: NDArray[np.int64]  # [query + 1]
-    row: NDArray[np.int64]  # [play], as the columns below
-    day: NDArray[np.int64]
-    plays: NDArray[np.int64]
-    today: NDArray[np.int64]  # [query]
+    today: NDArray[np.int64]  # [query], days since 1970
     half_life_days: NDArray[np.float64]  # [query]
 
 
+class Items(NamedTuple):
+    """What anchors are chosen by."""
+
+    artist: NDArray[np.uint64]  # [item]
+    with_neighbours: NDArray[np.int32]  # rows, ascending
+
+
 @compiled
-def _find_anchors(
-    plays: Plays, hidden: Hidden, artists: NDArray[np.uint64], known: NDArray[np.int32], found: NDArray[np.int64]
-) -> None:
+def _find_anchors(history: History, recency: Recency, hidden: Hidden, items: Items, found: NDArray[np.int64]) -> None:
+    known, artists = items.with_neighbours, items.artist
     for query in range(len(found)):
-        first, last = plays.start[query], plays.start[query + 1]
+        first, last = history.start[query], history.start[query + 1]
         left = np.empty(last - first)
         for one in range(len(left)):
-            count, day = plays.plays[first + one], plays.day[first + one]
-            left[one] = weight(count, day, plays.today[query], plays.half_life_days[query])
+            plays, day = history.plays[first + one], history.day[first + one]
+            left[one] = weight(plays, day, recency.today[query], recency.half_life_days[query])
         hid, hid_end = hidden.artist_start[query], hidden.artist_start[query + 1]
         nth = 0
-        while nth < found.shape[1] and len(left) and left.max() >= 0:
+        while nth < found.shape[1]:
             best = -1
             for one in range(len(left)):  # ties go to the lower row
-                if left[one] == left.max() and (best < 0 or plays.row[first + one] < plays.row[first + best]):
+                ahead = best < 0 or left[one] > left[best]
+                tied = best >= 0 and left[one] == left[best]
+                if left[one] >= 0 and (ahead or (tied and history.row[first + one] < history.row[first + best])):
                     best = one
+            if best < 0:
+                break
             left[best] = -1
-            row = plays.row[first + best]
+            row = history.row[first + best]
             place = np.searchsorted(known, row)
             if place == len(known) or known[place] != row:
                 continue

@@ -58,21 +58,13 @@ def market_rows(asked: Asked, here: NDArray[np.int64]) -> NDArray[np.int64]:
 def _history(asked: Asked, here: NDArray[np.int64], found: Found) -> None:
     history, lines = asked.history, asked.lines
     today = np.array([query.now // DAY_S for query in asked.queries], np.int64)
-    plays = _Plays(history.start, history.row, history.day, history.plays)
     half_life = lines.params[here, INDEX["recency_half_life_days"]]
-    _weigh(plays, here, lines.query[here], today[lines.query[here]], half_life, found)
-
-
-class _Plays(NamedTuple):
-    start: NDArray[np.int64]  # [query + 1]
-    row: NDArray[np.int64]  # [play], as the columns below
-    day: NDArray[np.int64]
-    plays: NDArray[np.int64]
+    _weigh(history, here, lines.query[here], today[lines.query[here]], half_life, found)
 
 
 @compiled
 def _weigh(
-    history: _Plays,
+    history: History,
     here: NDArray[np.int64],
     query: NDArray[np.int64],
     today: NDArray[np.int64],

@@ -18,16 +18,6 @@ from protos.home.v1 import home_pb2
 
 CARD_WIDTH = 28
 AS_TYPED: Mapping[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}  # for text to copy
-_REASONS = {
-    home_pb2.REASON_CODE_YOUR_TASTE: "near your taste",
-    home_pb2.REASON_CODE_POPULAR_IN_MARKET: "popular in {0}",
-    home_pb2.REASON_CODE_EDITORS_CHOICE: "chosen by our editors",
-    home_pb2.REASON_CODE_BECAUSE_YOU_PLAY: "because you play {0}",
-    home_pb2.REASON_CODE_GENRE: "{0}",
-    home_pb2.REASON_CODE_NEW_RELEASE: "newly released",
-    home_pb2.REASON_CODE_DISCOVER: "something to discover",
-    home_pb2.REASON_CODE_PLAYED_RECENTLY: "played recently",
-}
 
 
 def page(
@@ -36,7 +26,7 @@ def page(
     """A page as a listener would see it; below it, how it was made. `captions` are third lines by item id."""
     parts: list[RenderableType] = []
     for shelf in home.shelves:
-        why = reason(shelf.reason)
+        why = shelf.reason.text
         said = "" if why.lower() in shelf.title.lower() else f"  {why}"
         heading = Text.assemble((shelf.title, "bold"), (said, "dim italic"))
         parts += [Text(), heading, Columns([_card(item, captions) for item in shelf.items], padding=(0, 1))]
@@ -52,15 +42,6 @@ def page(
         names = [home_pb2.DegradedReason.Name(one).removeprefix("DEGRADED_REASON_") for one in home.degraded_reasons]
         parts.append(Text(f"degraded: {', '.join(names)} · coverage {home.coverage} %", "yellow"))
     return Group(*parts)
-
-
-def reason(why: home_pb2.Reason) -> str:
-    """A reason as a phrase."""
-    if why.text:
-        return why.text
-    if why.code == home_pb2.REASON_CODE_POPULAR_IN_MARKET and not any(why.args):
-        return "popular everywhere"
-    return _REASONS.get(why.code, "").format(*why.args)
 
 
 def page_json(home: home_pb2.GetHomeResponse, seconds: float) -> str:

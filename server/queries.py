@@ -12,6 +12,7 @@ from features.markets import ISO_3166
 from protos.home.v1 import home_pb2
 from ranking.experiments.assignment import Assigner
 from ranking.params import INDEX, Params
+from ranking.session import PAUSE_S
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 from server.identity import Principal, Role
@@ -20,7 +21,6 @@ MAX_IDS: Final = 1000
 MAX_SHELVES: Final = 50
 MAX_ITEMS: Final = 200
 MAX_OVERRIDES: Final = 16
-SESSION_S: Final = 1800  # without a session of the client's own
 DEFAULT_SURFACE: Final = "home"
 ONE_SHELF: Final = ("page_artist_cap",)
 """What is 0 on a page of one shelf: the page's cap would be another cap of the shelf."""
@@ -158,7 +158,7 @@ def _query(request: Request, surface: Surface, assigner: Assigner | None, *, now
         hidden=item_keys(request.hidden_ids) if request.hidden_ids else None,
         shelves=shelves,
         session=hash64(request.session_id) & 0xFFFFFFFF if request.session_id else 0,
-        seed=hash64(f"{request.user_id}|{request.session_id or now // SESSION_S}|{surface.name}"),
+        seed=hash64(f"{request.user_id}|{request.session_id or now // PAUSE_S}|{surface.name}"),
         device=context.device,
         locale=context.locale,
         assigner=assigner,

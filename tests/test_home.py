@@ -112,7 +112,7 @@ def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> Ho
 
 
 def draw_state(rng: np.random.Generator, snapshot: Snapshot) -> bytes | None:
-    """What a listener did of late: nothing, or up to twenty things, of this session and before."""
+    """What a listener did of late: nothing, or up to twenty events of this session and before."""
     if rng.integers(2):
         return None
     ago = np.sort(rng.integers(0, 7200, int(rng.integers(21))))[::-1].tolist()
