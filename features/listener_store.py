@@ -9,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from features.keys import Keys
-from features.listeners import Known, Listeners, decode
+from features.listeners import Frames, Known
 from features.pointer import Pointer
 from features.snapshot import Snapshot
 from features.spaces import complete_spaces
@@ -40,8 +40,8 @@ class ListenerStore:
             )
         )
 
-    async def read(self, user_ids: list[str], snapshot: Snapshot) -> Listeners:
-        """The listeners of one batch, `[user_id]`; what goes wrong is told row by row and never raised.
+    async def read(self, user_ids: list[str], snapshot: Snapshot) -> Frames:
+        """What is stored of a batch of listeners, `[user_id]`; what goes wrong is told row by row and never raised.
 
         Who has no record is a stranger only where Redis says that it holds every listener of the space: one that lost
         its data answers quickly and knows nobody.
@@ -60,15 +60,7 @@ class ListenerStore:
             read, missing = [None] * 3 * len(user_ids), Known.DOWN
             self._whole = frozenset()  # it may come back without its data
         size = len(user_ids)
-        return decode(
-            read[:size],
-            states=read[size : 2 * size],
-            preferences=read[2 * size :],
-            space_id=snapshot.space_id,
-            dimension=manifest.dimension,
-            genres=len(manifest.genres),
-            missing=missing,
-        )
+        return Frames(records=read[:size], states=read[size : 2 * size], preferences=read[2 * size :], missing=missing)
 
     async def look(self, served: Snapshot | None) -> Pointer | None:
         """The pointer to the served snapshot; None where nothing was published.

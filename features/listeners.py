@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from features.preferences import Wishes, decode_wishes
 from features.recent_state import RecentState, decode_states
+from features.snapshot import Snapshot
 
 MAGIC: Final = b"ML"
 VERSION: Final = 1
@@ -85,6 +86,28 @@ class Listeners:
     wishes: Wishes  # what they hid and chose
     blind: NDArray[np.bool_]  # [B], nobody can say what they hid
     folded_in: NDArray[np.bool_]  # [B], whose vector comes from recent plays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """What the store answered of a batch of listeners, `[listener]`: all of them that their pages depend on."""
+
+    records: Sequence[bytes | None]
+    states: Sequence[bytes | None]
+    preferences: Sequence[bytes | None]
+    missing: Known  # what is known of who has no record
+
+    def decoded(self, snapshot: Snapshot) -> Listeners:
+        """The listeners as columns, as they stand to a snapshot's embedding space."""
+        return decode(
+            self.records,
+            states=self.states,
+            preferences=self.preferences,
+            space_id=snapshot.space_id,
+            dimension=snapshot.manifest.dimension,
+            genres=len(snapshot.manifest.genres),
+            missing=self.missing,
+        )
 
 
 def encode(record: ListenerRecord, space_id: int) -> bytes:

@@ -116,8 +116,9 @@ class HomeBatches:
         if snapshot is None:
             raise Unavailable("no snapshot is published yet")
         started = time.perf_counter()
-        listeners = await self.store.read([query.user_id for query in queries], snapshot)
+        frames = await self.store.read([query.user_id for query in queries], snapshot)
         read_s = time.perf_counter() - started
+        listeners = frames.decoded(snapshot)
         homes, trace = assemble(tuple(queries), listeners, snapshot, clock=time.perf_counter)
         homes = self.experiments.mark_stale(self.snapshots.mark_stale(homes))
         both = zip(queries, homes, strict=True)

@@ -232,7 +232,8 @@ async def test_a_missing_affinity_is_what_the_last_candidate_has_more(walked: Se
     """Inner product with the listener's vector: of four candidates the fourth's, less the item's own."""
     snapshot = walked.plane.snapshots.current
     assert snapshot is not None
-    affinity = snapshot.columns["vector"] @ (await walked.plane.store.read(["ann"], snapshot)).vectors[0]
+    (vector,) = (await walked.plane.store.read(["ann"], snapshot)).decoded(snapshot).vectors
+    affinity = snapshot.columns["vector"] @ vector
     short = np.sort(affinity)[-4] - affinity[snapshot.rows_of(item_keys(["a"]))[0]]
     (one,) = (one for one in WALKS if one.surface.endswith(TASTE) and (one.item, one.fate) == ("a", "not_retrieved"))
     (told,) = (await ask(walked, one, "a")).fates
