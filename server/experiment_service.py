@@ -4,41 +4,26 @@ import asyncio
 import json
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.json_format import MessageToDict, ParseDict, SerializeToJsonError
 
-from features.books import BookPointer, BookShelf, Bound, kept, read_book_pointer
-from features.errors import BookRefused, InvalidInput, StaleEtag, WrongState
+from features.books import BookPointer, BookShelf
+from features.errors import InvalidInput, StaleEtag
 from features.state import State
 from protos.experiments.v1 import experiments_pb2
 from ranking.experiments.applying import EMPTY, apply
 from ranking.experiments.assignment import Assigner, Audience
-from ranking.experiments.book import Book, read_book, read_ledger
+from ranking.experiments.book import Book
 from ranking.experiments.spec import BUCKETS, Experiment, Spec, read_spec
 from ranking.params import PARAMS, named
-from server.experiments import KIND
+from server.books import InForce, in_force, put
+from server.experiments import BOOKS
 from server.guard import Call
 
 _USER_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InForce:
-    """What workers serve."""
-
-    book: Book
-    pointer: BookPointer | None  # none: no book was ever applied
-    stored: bytes  # the pointer as the store has it
-    whole: bool = True  # the store has the book too, and it is good
-
-    @property
-    def version(self) -> str:
-        """The digest of the book; "" before the first."""
-        return "" if self.pointer is None else self.pointer.digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,46 +69,15 @@ class ExperimentService:
         spec, now = _spec(request.spec), self._in_force()
         if request.etag != now.version:
             raise StaleEtag("another book is in force than the etag says; look at it first")
-        book, pointer = apply(now.book, spec, seed=secrets.randbits(63)), now.pointer
+        book = apply(now.book, spec, seed=secrets.randbits(63))
         if request.validate_only:
             told = experiments_pb2.Book(spec=request.spec)
         else:
-            if book is not now.book or not now.whole:
-                pointer = self._put(book, now, call.principal.name)
-            told = _book(pointer, book)
+            told = _book(put(book, now, self.shelf, by=call.principal.name), book)
         return experiments_pb2.ApplyBookResponse(book=told, experiments=map(_status, spec.experiments))
 
-    def _put(self, book: Book, now: InForce, by: str) -> BookPointer:
-        sequence = 1 if now.pointer is None else now.pointer.sequence + 1
-        pointer = BookPointer(digest=book.digest, sequence=sequence, applied_at=time.time(), applied_by=by)
-        bound = Bound(digest=book.digest, raw=book.raw, blobs=book.blobs)
-        left = {now.book.digest, *now.book.blobs} - {book.digest, *book.blobs}
-        self.shelf.put(bound, pointer, after=now.stored, left=left)
-        return pointer
-
-    def _in_force(self) -> InForce:
-        """The book that the pointer names; where that is no good, the last good one, which workers serve.
-
-        Raises:
-            WrongState: there is none of them.
-        """
-        stored = self.shelf.pointer()
-        if not stored:
-            return InForce(book=EMPTY, pointer=None, stored=stored)
-        pointer = None
-        try:
-            pointer = read_book_pointer(stored)
-            raw = self.shelf.read(pointer.digest)
-            ledger = read_ledger(raw, pointer.digest)
-            blobs = {digest: self.shelf.read(digest) for digest in set(ledger.owners.values())}
-            return InForce(book=read_book(raw, ledger, blobs), pointer=pointer, stored=stored)
-        except BookRefused as error:
-            bound = kept(self.state, KIND)
-            if bound is None:
-                raise WrongState(f"the book in the store is refused, and no good one was kept: {error}") from error
-            last = BookPointer(digest=bound.digest, sequence=0 if pointer is None else pointer.sequence, applied_at=0)
-            book = read_book(bound.raw, read_ledger(bound.raw, bound.digest), bound.blobs)
-            return InForce(book=book, pointer=last, stored=stored, whole=False)
+    def _in_force(self) -> InForce[Book]:
+        return in_force(BOOKS, self.shelf, self.state, EMPTY)
 
 
 def _spec(said: experiments_pb2.Spec) -> Spec:

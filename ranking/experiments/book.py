@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, ValidationError
 
 from features.errors import BookRefused
 from ranking.experiments.owners import MOST_HOLDERS, Owners, holder, pack, unpack
 from ranking.experiments.rules import mistakes
-from ranking.experiments.spec import BUCKETS, MAX_JSON, Name, Spec, Violation, Written, violations
-
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+from ranking.experiments.spec import BUCKETS, MAX_JSON, Spec
+from ranking.written import Digest, Name, Violation, Written, refused, violations
 
 
 class Ledger(Written):
@@ -83,10 +82,10 @@ def read_ledger(raw: bytes, digest: str) -> Ledger:
     try:
         ledger = Ledger.model_validate_json(raw)
     except ValidationError as error:
-        raise _refused(violations(error)) from error
+        raise refused(violations(error)) from error
     of_spec = ((f"spec.{path}", what) for path, what in mistakes(ledger.spec))
     if wrong := [*of_spec, *_of_numbers(ledger)]:
-        raise _refused(wrong)
+        raise refused(wrong)
     return ledger
 
 
@@ -106,7 +105,7 @@ def read_book(raw: bytes, ledger: Ledger, blobs: Mapping[str, bytes]) -> Book:
         except ValueError as error:
             raise BookRefused(f"owners.{layer}: {error}") from error
     if wrong := list(_of_owners(ledger, owners)):
-        raise _refused(wrong)
+        raise refused(wrong)
     return Book(ledger=ledger, owners=owners, raw=raw, blobs=dict(blobs), digest=digest_of(raw))
 
 
@@ -166,8 +165,3 @@ def _of_owners(ledger: Ledger, owners: Mapping[str, Owners]) -> Iterator[Violati
                 held[entry : entry + 2] = 0
         if stray := int(held[1:].sum()):
             yield f"owners.{layer}", f"{stray:,} of {BUCKETS:,} buckets are of no running experiment"
-
-
-def _refused(wrong: list[Violation]) -> BookRefused:
-    shown = "; ".join(f"{path}: {what}" for path, what in wrong[:8])
-    return BookRefused(shown if len(wrong) <= 8 else f"{shown}; and {len(wrong) - 8} more")

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ranking.experiments.spec import BUCKETS, Experiment, Holdout, Layer, Spec, Violation
+from ranking.experiments.spec import BUCKETS, Experiment, Holdout, Layer, Spec
 from ranking.params import INDEX, Value, resolve
+from ranking.written import Violation
 
 
 def mistakes(spec: Spec) -> Iterator[Violation]:

@@ -1,24 +1,16 @@
 """What an experimenter writes: layers, holdouts, experiments. Each field is checked here, their sum in `rules.py`."""
 
-from collections.abc import Sequence
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, ValidationError
+from pydantic import Field, PlainValidator, StringConstraints, ValidationError
 
 from features.errors import InvalidInput
-from features.markets import ISO_3166
 from ranking.params import Value
+from ranking.written import Locale, Market, Name, Segment, Written, violations
 
 BUCKETS: Final = 1_000_000  # of each layer
 MAX_JSON: Final = 1 << 20  # bytes, of a spec and of a book
 ACCOUNT_SALT: Final = "mantel"
-Violation = tuple[str, str]  # the path of a field, and what is wrong with it
-
-
-def _market(value: str) -> str:
-    if value not in ISO_3166:
-        raise ValueError("must be an ISO 3166-1 alpha-2 code in upper case, such as GB")
-    return value
 
 
 def _value(value: object) -> Value:
@@ -28,21 +20,11 @@ def _value(value: object) -> Value:
     return value if isinstance(value, str) else float(value)
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
 Salt = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]  # no ":", which only our own salts hold
 UserId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 _Share = Annotated[float, Field(gt=0, le=1)]
-_Market = Annotated[str, AfterValidator(_market)]
-_Segment = Annotated[int, Field(ge=0, le=31)]
 _Device = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-_Locale = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,4}$")]
 _Values = dict[str, Annotated[Value, PlainValidator(_value)]]
-
-
-class Written(BaseModel):
-    """What is read from outside: nothing is converted, nothing unknown passes."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Layer(Written):
@@ -64,10 +46,10 @@ class Holdout(Written):
 class Targeting(Written):
     """Whom an experiment is for; what is empty admits everybody."""
 
-    markets: tuple[_Market, ...] = ()
-    segments: tuple[_Segment, ...] = ()
+    markets: tuple[Market, ...] = ()
+    segments: tuple[Segment, ...] = ()
     devices: tuple[_Device, ...] = ()
-    locales: tuple[_Locale, ...] = ()  # "en" admits en-GB too
+    locales: tuple[Locale, ...] = ()  # "en" admits en-GB too
 
 
 class Arm(Written):
@@ -75,7 +57,7 @@ class Arm(Written):
 
     key: Name
     weight: int = Field(default=1, ge=1, le=10_000)
-    params: _Values = {}
+    params: _Values = Field(default_factory=dict)
 
 
 class Experiment(Written):
@@ -88,7 +70,7 @@ class Experiment(Written):
     reserved: _Share  # of the layer's buckets
     ramp: float = Field(default=0.0, ge=0, le=1)  # of the reservation, how much is served
     concluded: bool = False
-    allow_list: dict[UserId, Name] = {}  # user_id -> arm
+    allow_list: dict[UserId, Name] = Field(default_factory=dict)  # user_id -> arm
     arms: tuple[Arm, ...] = Field(min_length=2, max_length=16)
 
     @property
@@ -137,19 +119,3 @@ def read_spec(raw: bytes | str) -> Spec:
         return Spec.model_validate_json(raw)
     except ValidationError as error:
         raise InvalidInput(*violations(error)) from error
-
-
-def violations(error: ValidationError) -> list[Violation]:
-    """What pydantic found, each with its path, such as experiments[2].arms[1].params.mmr_lambda."""
-    found = [(path_of(one["loc"]) or "spec", one["type"], one["msg"]) for one in error.errors()]
-    return [
-        (path, what.removeprefix("Value error, "))
-        for path, kind, what in found
-        if kind != "too_short" or not any(other.startswith(f"{path}[") for other, _, _ in found)
-    ]  # a list counts as too short where an entry of it is wrong
-
-
-def path_of(place: Sequence[str | int]) -> str:
-    """The path of a field."""
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place if step != "[key]")
-    return "".join(steps).lstrip(".")
