@@ -127,9 +127,9 @@ async def test_a_client_that_cancels_is_cancelled(served: Served, published: Sto
 async def test_no_work_begins_after_the_clients_deadline(served: Served, published: Store) -> None:
     """Two calls whose deadline passes, the second while queued: DEADLINE_EXCEEDED both, and one page assembled."""
     with silent(published):
-        first = asyncio.create_task(call(served.channel, GET_HOME, LISTENER, metadata=served.metadata, timeout=0.5))
+        first = asyncio.create_task(call(served.channel, GET_HOME, LISTENER, metadata=served.metadata, timeout=1.5))
         await under_way(served, first.done)
-        second = await call(served.channel, GET_HOME, LISTENER, metadata=served.metadata, timeout=0.1)
+        second = await call(served.channel, GET_HOME, LISTENER, metadata=served.metadata, timeout=0.4)
         assert [second.code, (await first).code] == [Code.DEADLINE_EXCEEDED] * 2
     await served.plane.batcher.drain()
     await asyncio.sleep(0.01)  # pages are counted after the response
