@@ -13,7 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 PARTITIONS = 64
-_OF_LISTENER = ("s", "p", "i", "c")  # every kind that is not of one embedding space; Forget erases what stands here
+PLAN_S = 1800  # for so long a page can be turned
+_ROUND_S = 600  # plans of so many seconds share a key
+_ROUNDS = PLAN_S // _ROUND_S + 2  # names in turn: the first is free again when the last is used up
+_PLANS = tuple(f"g{number}" for number in range(_ROUNDS))
+_OF_LISTENER = ("s", "p", "i", "c", *_PLANS)  # every kind that is not of one embedding space: Forget erases them
 
 
 def hash64(text: str) -> int:
@@ -25,6 +29,11 @@ def item_keys(item_ids: Iterable[str]) -> NDArray[np.uint64]:
     """The stable keys of items, `[item] uint64`, in order."""
     hash_of = mmh3.hash64
     return np.fromiter((hash_of(item_id, 0, signed=False)[0] for item_id in item_ids), dtype=np.uint64)
+
+
+def arm_code(experiment: str, iteration: int, arm: str) -> int:
+    """The 32 bits that name an arm in tracking tokens and in the events that bring them back."""
+    return hash64(f"{experiment}|{iteration}|{arm}") & 0xFFFFFFFF
 
 
 def partition(user_id: str) -> int:
@@ -41,7 +50,8 @@ class Keys:
     def listener(self, kind: str, user_id: str) -> str:
         """A listener's key of one kind.
 
-        `r:<space_id>` a record of that space, `s` recent state, `p` preferences, `i` impressions, `c` caps.
+        `r:<space_id>` a record of that space, `s` recent state, `p` preferences, `i` impressions, `c` caps, `g0` to
+        `g4` plans of pages.
         """
         return f"{self.prefix}:{{{partition(user_id)}}}:{kind}:{user_id}"
 
@@ -68,6 +78,14 @@ class Keys:
     def preferences(self, user_id: str) -> str:
         """The key of a listener's preferences."""
         return self.listener("p", user_id)
+
+    def plans(self, user_id: str, at: int) -> tuple[str, int]:
+        """The key of the hash of a listener's plans made about a time, and when it may go; unix seconds.
+
+        A few names in turn, not one for each plan: so whoever erases a listener knows them all.
+        """
+        turn = at // _ROUND_S
+        return self.listener(_PLANS[turn % _ROUNDS], user_id), (turn + 1) * _ROUND_S + PLAN_S
 
     def all_of_listener(self, user_id: str, space_ids: Iterable[str]) -> list[str]:
         """Every key that a listener can have, with a record in each of these embedding spaces."""

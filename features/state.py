@@ -83,6 +83,11 @@ class State:
         return self.path / "dev-token"
 
     @property
+    def signing_keys(self) -> Path:
+        """The secrets that sign page tokens and tracking tokens."""
+        return self.path / "signing-keys"
+
+    @property
     def metrics(self) -> Path:
         """The folder of Prometheus' per-process files."""
         return self.path / "metrics"

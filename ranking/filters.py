@@ -87,6 +87,36 @@ def off_genre(genres: NDArray[np.int16], row: int, wanted: int) -> bool:
     return not np.any(genres[row] == wanted)
 
 
+def permitted(
+    rows: NDArray[np.int64], snapshot: Snapshot, *, market: str, allow_explicit: bool, now: int
+) -> NDArray[np.bool_]:
+    """Which rows may be shown in a market at a time, whoever the listener is, `[row]`; -1 never."""
+    columns, nothing = snapshot.columns, np.empty(0, np.int64)
+    rules = Rules(
+        query=np.zeros(1, np.int64),
+        genre=np.full(1, -1, np.int64),
+        skip_played=np.zeros(1, np.bool_),
+        market=np.array([snapshot.market_index.get(market, -1)], np.int64),
+        allow_explicit=np.array([allow_explicit], np.bool_),
+        now=np.array([now], np.int64),
+        hidden=nothing,
+        hidden_start=np.zeros(2, np.int64),
+        hidden_artists=np.empty(0, np.uint64),
+        excluded=nothing,
+        played=nothing,
+        limits=columns["limits"],
+        market_bits=columns["market_bits"],
+        available_from=columns["available_from"],
+        available_until=columns["available_until"],
+        genres=columns["genre"],
+        artists=columns["artist_key"],
+    )
+    fate = np.where(rows < 0, Fate.PADDING, Fate.KEPT).astype(np.uint8)[None]
+    _mark(rules, rows[None], fate)
+    kept: NDArray[np.bool_] = fate[0] == Fate.KEPT
+    return kept
+
+
 def drop(
     queries: tuple[HomeQuery, ...], lines: Lines, history: History, snapshot: Snapshot, candidates: Candidates
 ) -> Candidates:

@@ -17,7 +17,7 @@ from ranking.assign import assign
 from ranking.filters import drop
 from ranking.fold_in import fold_in
 from ranking.history import History, recall
-from ranking.layout import lay_out
+from ranking.layout import lay_out, put_off
 from ranking.lines import draw_lines
 from ranking.offers import Promotions
 from ranking.promote import Promoted, promote
@@ -35,6 +35,7 @@ from ranking.types import (
     Shelf,
     Trace,
     joined,
+    parted,
 )
 
 STAGES: Final = ("assign", "draw", "retrieve", "filter", "score", "arrange", "layout", "promote")
@@ -73,6 +74,7 @@ def assemble(
     pages = lay_out(queries, lines, listeners, snapshot, candidates)
     times.append(clock())
     promoted = promote(queries, lines, history, snapshot, candidates, pages, promotions)
+    put_off(queries, candidates, promoted.pages)
     times.append(clock())
     homes = tuple(_home(number, query, listeners, lines, promoted, failed) for number, query in enumerate(queries))
     if any(query.traced for query in queries):
@@ -125,9 +127,12 @@ def _home(
     wanted, missed = len(query.surface.shelves), int(np.count_nonzero(failed[first:last]))
     lost = missed + (wanted - (last - first) if known in _FAULTS or blind else 0)
     met = pages.fates[number].tolist()
+    answered, later = _split(shelves, query)
     return Home(
-        shelves=shelves,
+        shelves=answered,
+        later=later,
         market=lines.market[number],
+        allow_explicit=bool(lines.allow_explicit[number]),
         cold_start=known is Known.STRANGER,
         folded_in=bool(listeners.folded_in[number]),
         assignments=query.assignments,
@@ -136,6 +141,15 @@ def _home(
         coverage=100 * (wanted - lost) // wanted,
         fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},
     )
+
+
+def _split(shelves: tuple[Shelf, ...], query: HomeQuery) -> tuple[tuple[Shelf, ...], tuple[Shelf, ...]]:
+    """What is answered, and what comes on later pages."""
+    if not query.items:
+        count = query.shelves or len(shelves)
+        return shelves[:count], shelves[count:]
+    parts = [parted(shelf, query.items) for shelf in shelves]
+    return tuple(first for first, _ in parts), tuple(rest for _, rest in parts if len(rest.rows))
 
 
 def _degraded(known: Known, failed: int, lines: int, *, blind: bool) -> list[Degraded]:

@@ -21,7 +21,6 @@ _WEIGHT: Final = INDEX["shelf_weight"]
 _BY_FILE: Final = PARAMS[_ORDER].choices.index("file")
 NEW_DAYS: Final = 14  # for so long an item counts as newly released
 _FATES: Final = max(Fate) + 1
-_MOST: Final = np.iinfo(np.int64).max
 
 
 class Batch(NamedTuple):
@@ -34,7 +33,6 @@ class Batch(NamedTuple):
     params: Params  # [line, param]
     page_params: Params  # [query, param]
     dedupe: NDArray[np.bool_]  # [query], as the columns below
-    shelves: NDArray[np.int64]  # how many to answer
     today: NDArray[np.int64]  # days since 1970
     taste: NDArray[np.float32]  # [query, D]
     vector: NDArray[np.float32]  # [item, D], as the columns below
@@ -57,7 +55,6 @@ def lay_out(
         params=lines.params,
         page_params=lines.page_params,
         dedupe=np.array([query.surface.dedupe for query in queries], np.bool_),
-        shelves=np.array([query.shelves or _MOST for query in queries], np.int64),
         today=np.array([query.now // DAY_S for query in queries], np.int64),
         taste=listeners.vectors,
         vector=columns["vector"],
@@ -81,6 +78,21 @@ def lay_out(
     return pages
 
 
+def put_off(queries: tuple[HomeQuery, ...], candidates: Candidates, pages: Pages) -> None:
+    """Marks what comes on a later page: the shelves, and the items of each, beyond what is asked for."""
+    for number, query in enumerate(queries):
+        if not query.shelves and not query.items:
+            continue
+        order = pages.order[number][pages.order[number] >= 0].tolist()
+        for place, line in enumerate(order):
+            later = pages.fate[line] == Fate.SHOWN
+            if not query.shelves or place < query.shelves:
+                later &= ~np.isin(candidates.rows[line], pages.rows[line, : query.items or None])
+            pages.fate[line, later] = Fate.LATER
+            pages.fates[number, Fate.SHOWN] -= later.sum()
+            pages.fates[number, Fate.LATER] += later.sum()
+
+
 @compiled
 def _lay_out(
     batch: Batch, rows: NDArray[np.int64], scores: NDArray[np.float64], picks: NDArray[np.int64], pages: Pages
@@ -90,20 +102,14 @@ def _lay_out(
         page = _page(batch, query, rows[first:last], picks[first:last])
         by_file = batch.page_params[query, _ORDER] == _BY_FILE
         order, marks = settle(page, by_order_of_file(page) if by_file else by_attention(page))
-        answered = min(len(order), batch.shelves[query])
         for row in range(len(order)):
             line = order[row]
-            if row < answered:
-                pages.order[query, row] = first + line
-                _show(pages, first + line, rows, scores, picks, marks[line])
-                shown = pages.rows[first + line, : pages.shown[first + line]]
-                for place in range(len(shown)):
-                    age = batch.today[query] - batch.released[shown[place]]
-                    pages.new[first + line, place] = 0 <= age < NEW_DAYS
-            else:
-                for pick in range(picks.shape[1]):
-                    if marks[line, pick] == Fate.SHOWN:
-                        marks[line, pick] = Fate.LATER
+            pages.order[query, row] = first + line
+            _show(pages, first + line, rows, scores, picks, marks[line])
+            shown = pages.rows[first + line, : pages.shown[first + line]]
+            for place in range(len(shown)):
+                age = batch.today[query] - batch.released[shown[place]]
+                pages.new[first + line, place] = 0 <= age < NEW_DAYS
         for line in range(first, last):
             for pick in range(picks.shape[1]):
                 if picks[line, pick] >= 0:

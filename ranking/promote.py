@@ -1,7 +1,7 @@
 """Promotion, the last stage: promoted items are inserted into the finished organic pages, from the top shelf down.
 
-What may cost or fill a share of the page is counted from its top through each shelf, so the first shelves of a page are
-the same however many are answered. The organic pages stay as they are, beside the promoted ones.
+What may cost or fill a share of the page is counted from its top through each shelf: the whole page is promoted, and
+only then cut into the pages that a client turns. The organic pages stay as they are, beside the promoted ones.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ranking.types import Candidates, Fate, HomeQuery, Insertion, Lines, Pages
 
 Floats = NDArray[np.float64]
 Keys = NDArray[np.uint64]
-_SHOWN, _LATER = int(Fate.SHOWN), int(Fate.LATER)  # numba compares arrays with numbers only
+_SHOWN: Final = int(Fate.SHOWN)  # numba compares arrays with numbers only
 _FILTERED: Final = (int(Fate.MARKET), int(Fate.OFF_GENRE))  # the fates of filters lie between
 
 
@@ -160,8 +160,8 @@ def _promote(promotions: Promotions, batch: Batch, found: Found, pages: Pages, p
 
 @compiled
 def _standing(batch: Batch, query: int, rows: Ints, fate: NDArray[np.uint8]) -> Standing:
-    """The organic page with what comes on its later pages."""
-    stands = (fate == _SHOWN) | (fate == _LATER)
+    """The organic page."""
+    stands = fate == _SHOWN
     row = np.empty(np.sum(stands), np.int64)
     count = 0
     for line in range(rows.shape[0]):

@@ -35,7 +35,7 @@ class Fate(IntEnum):
     PICKED = 13  # chosen for its line, not yet laid out; none is left when the page is
     SAME_RECORDING = 14  # another release of its recording is the better one of the line
     PAGE_CAPPED = 15  # its artist has its share of the page already
-    LATER = 16  # stands on a shelf of a later page
+    LATER = 16  # stands on a later page
     GAVE_WAY = 17  # stood on its shelf until a promoted item was inserted
 
 
@@ -50,6 +50,7 @@ class Degraded(StrEnum):
     SNAPSHOT_STALE = "SNAPSHOT_STALE"
     EXPERIMENTS_STALE = "EXPERIMENTS_STALE"
     BLOCKLIST_UNKNOWN = "BLOCKLIST_UNKNOWN"
+    PAGING_OFF = "PAGING_OFF"
 
 
 def _no_keys() -> NDArray[np.uint64]:
@@ -68,6 +69,7 @@ class HomeQuery:
     excluded: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys
     hidden: NDArray[np.uint64] | None = None  # item keys as the client knows them; None: not said
     shelves: int = 0  # how many to answer from the top; 0: all
+    items: int = 0  # how many of each shelf to answer; 0: all
     session: int = 0  # low 32 bits of the hash of the client's session id; 0: it named none
     seed: int = 0  # of (user, session, surface): what makes a discover shelf differ between sessions
     given: NDArray[np.uint64] = field(default_factory=_no_keys)  # item keys of the caller's own candidates
@@ -177,6 +179,20 @@ class Shelf:
     inserted: Insertion | None = None  # None: nothing stands by promotion
 
 
+def parted(shelf: Shelf, count: int) -> tuple[Shelf, Shelf]:
+    """The first items of a shelf, and the rest of them."""
+    first, rest = (_some(shelf, part) for part in (slice(count), slice(count, None)))
+    return first, rest
+
+
+def _some(shelf: Shelf, part: slice) -> Shelf:
+    was = shelf.inserted
+    inserted = was and Insertion(
+        campaign=was.campaign[part], organic_rank=was.organic_rank[part], organic=was.organic[part]
+    )
+    return replace(shelf, rows=shelf.rows[part], scores=shelf.scores[part], new=shelf.new[part], inserted=inserted)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracedLine:
     """What became of every candidate of a line, in the order of its choice, `[candidate]`, padding left out."""
@@ -207,7 +223,7 @@ class Pages(NamedTuple):
 class Home:
     """One page, and how it came to be."""
 
-    shelves: tuple[Shelf, ...]
+    shelves: tuple[Shelf, ...]  # what is answered
     market: str  # resolved
     cold_start: bool
     degraded: tuple[Degraded, ...]
@@ -217,6 +233,8 @@ class Home:
     assignments: tuple[Assignment, ...] = ()
     experiment_book: str = ""  # its digest; "": there is none
     lines: tuple[TracedLine, ...] = ()  # where the query is traced
+    later: tuple[Shelf, ...] = ()  # what stands below: shelves, or more of the one that is answered
+    allow_explicit: bool = False  # resolved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,6 +78,7 @@ def serve(
     from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
     from server import logs
     from server.identity import load_identities
+    from server.signing import SigningFile
     from server.supervisor import supervise
 
     settings = load_settings(
@@ -104,6 +105,7 @@ def serve(
 
         raise typer.Exit(0 if well(settings, found) else 1)
     load_identities(State(settings.state), development=settings.on_loopback)
+    SigningFile(State(settings.state), settings.signing_keys)
     logs.configure("supervisor")
     tend = (lambda: None) if settings.redis else partial(revive, State(settings.state))
     with redis_url(settings) as url:
@@ -160,6 +162,28 @@ def remove_token(
     from server.identity import remove_principal
 
     remove_principal(State(load_settings(state=state).state), name)
+
+
+@tokens.command("rotate-signing-key")
+def rotate_signing_key(
+    *,
+    after: Annotated[int, typer.Option(min=0, help="Seconds until it signs: other machines must have the file.")] = 10,
+    force: Annotated[bool, typer.Option("--force", help="Also where the last rotation is younger than 48 h.")] = False,
+    state: StateOption = None,
+) -> None:
+    """Draw a new key to sign page tokens and tracking tokens; tokens of the key before stay good.
+
+    Running servers follow within seconds. The file is that of MANTEL_SIGNING_KEYS, else one in the state directory.
+
+    Example: mantel tokens rotate-signing-key --after 300
+    """
+    from server.signing import rotate
+
+    settings = load_settings(state=state)
+    keys = rotate(State(settings.state), settings.signing_keys, after_s=after, force=force)
+    before = keys.previous
+    others = "no other is good" if before is None else f"key {before.id} stays good until the next rotation"
+    typer.echo(f"key {keys.newest.id} signs in {after} seconds; {others}")
 
 
 def main() -> None:

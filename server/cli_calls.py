@@ -31,6 +31,9 @@ def get(
     surface: Annotated[str, typer.Option(help="The surface.")] = "home",
     market: Annotated[str, typer.Option(help="ISO 3166-1 alpha-2, such as GB.")] = "",
     locale: Annotated[str, typer.Option(help="Language of the headings, such as de.")] = "en",
+    session: Annotated[str, typer.Option(help="The client's session; empty: half an hour by the clock.")] = "",
+    page_size: Annotated[int, typer.Option(help="How many shelves; 0: all.")] = 0,
+    page_token: Annotated[str, typer.Option(help="Go on below the shelves of an earlier answer.")] = "",
     exclude: Annotated[list[str] | None, typer.Option(help="An item not to show; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 2.0,
     target: TargetOption = None,
@@ -56,14 +59,21 @@ def get(
                 surface=surface,
                 market=market,
                 locale=locale,
+                session_id=session,
+                page_size=page_size,
+                page_token=page_token,
                 exclude_item_ids=exclude or (),
                 timeout_s=timeout,
             ),
         )
     if json_:
         typer.echo(face.page_json(home, seconds))
-    else:
-        face.console().print(face.page(user_id, home, seconds))
+        return
+    face.console().print(face.page(user_id, home, seconds))
+    if home.next_page_token:
+        size = f" --page-size {page_size}" if page_size else ""
+        again = f"mantel get {user_id} --surface {surface}{size} --page-token {home.next_page_token}"
+        face.console().print(f"more below: {again}", **face.AS_TYPED)
 
 
 @snapshots.command("list")

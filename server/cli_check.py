@@ -16,6 +16,7 @@ from features.snapshot import read_manifest
 from features.state import State
 from server.identity import read_principals
 from server.settings import Settings
+from server.signing import read_signing_keys
 
 Finding = tuple[str, bool, str]  # what was looked at, whether it is well, what was found
 _NONE_YET: Final = "ok (none is published yet)"
@@ -24,7 +25,7 @@ _NONE_YET: Final = "ok (none is published yet)"
 def check(settings: Settings, surfaces: Iterable[str]) -> bool:
     """Prints the settings as JSON and each finding on standard error; answers whether all is well."""
     typer.echo(json.dumps(_masked(settings) | {"found_surfaces": sorted(surfaces)}, indent=1))
-    findings = [_tls(settings), *_store(settings), _tokens(settings)]
+    findings = [_tls(settings), *_store(settings), _tokens(settings), _signing(settings)]
     for name, well, found in findings:
         typer.secho(f"{name}: {found}", fg=None if well else "red", err=True)
     return all(well for _, well, _ in findings)
@@ -48,6 +49,16 @@ def _tokens(settings: Settings) -> Finding:
         return "tokens", True, f"ok ({len(read_principals(State(settings.state)))} principals)"
     except MantelError as error:
         return "tokens", False, str(error)
+
+
+def _signing(settings: Settings) -> Finding:
+    path = settings.signing_keys or State(settings.state).signing_keys
+    if settings.signing_keys is None and not path.exists():
+        return "signing keys", True, "ok (made on first need)"
+    try:
+        return "signing keys", True, f"ok (key {read_signing_keys(path).newest.id})"
+    except MantelError as error:
+        return "signing keys", False, str(error)
 
 
 def _store(settings: Settings) -> Iterator[Finding]:

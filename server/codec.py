@@ -5,21 +5,28 @@ a shelf is its head followed by its items. Measured for six shelves of twelve: j
 heads; building the messages takes 70, with every field already at hand or merged from the card.
 """
 
-import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
 from ranking.surfaces import Why, spoken
 from ranking.types import WORLDWIDE, Home, Shelf
+from server.tracking import TOP, Slot, Stamp, token_length, write_tokens
 
-_SHELVES_TAG: Final = bytes([home_pb2.GetHomeResponse.SHELVES_FIELD_NUMBER << 3 | 2])
-_SHELF_TAG: Final = bytes([home_pb2.GetShelfResponse.SHELF_FIELD_NUMBER << 3 | 2])
+SHELVES_TAG: Final = bytes([home_pb2.GetHomeResponse.SHELVES_FIELD_NUMBER << 3 | 2])
+SHELF_TAG: Final = bytes([home_pb2.GetShelfResponse.SHELF_FIELD_NUMBER << 3 | 2])
 _ITEMS_TAG: Final = bytes([home_pb2.Shelf.ITEMS_FIELD_NUMBER << 3 | 2])
 _RANKED_TAG: Final = bytes([home_pb2.RankItemsResponse.ITEMS_FIELD_NUMBER << 3 | 2])
-_SCORE: Final = struct.Struct("<2sf")
-_SCORE_TAG: Final = home_pb2.Item(score=1).SerializeToString()[:2]  # two bytes for fields from 16 on
+_SCORE: Final = 6  # bytes of a score with its tag
+_SCORE_TAG: Final = np.frombuffer(home_pb2.Item(score=1).SerializeToString()[:2], np.uint8)  # two for fields from 16 on
+_TOKEN_TAG: Final = home_pb2.Item(tracking_token=" ").SerializeToString()[:2]  # noqa: S106  # a blank
+_NO_ROWS: Final = np.empty(0, np.int64)
+_NO_SCORES: Final = np.empty(0)
 _REASONS: Final[Mapping[Why, home_pb2.ReasonCode.ValueType]] = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
     "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
@@ -34,42 +41,50 @@ _REASONS: Final[Mapping[Why, home_pb2.ReasonCode.ValueType]] = {
 }
 
 
-def encode_home(home: Home, snapshot: Snapshot, *, locale: str, request_id: str) -> bytes:
-    """A page as the bytes of a GetHomeResponse."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """Shelves as they will be said; what remains is to join the cards of their items."""
+
+    heads: Sequence[bytes]  # [shelf], a Shelf without its items
+    lengths: NDArray[np.int64]  # [shelf], how many items
+    rows: NDArray[np.int64]  # [item]
+    scores: NDArray[np.floating]  # [item]
+    extras: Mapping[int, bytes]  # by item: what it tells beside card, score and token
+    first: Slot = TOP  # where the first item stands on its page
+
+
+def encode_home(  # what a response tells
+    home: Home,
+    snapshot: Snapshot,
+    *,
+    locale: str,
+    request_id: str,
+    stamp: Stamp | None = None,
+    next_page_token: str = "",
+) -> bytes:
+    """A page as the bytes of a GetHomeResponse; without a stamp its items carry no tracking tokens."""
     envelope = home_pb2.GetHomeResponse(
-        request_id=request_id,
-        cold_start=home.cold_start,
-        degraded=bool(home.degraded),
-        degraded_reasons=_reasons(home),
-        coverage=home.coverage,
-        snapshot_version=snapshot.digest,
-        notes=_notes(home),
-        assignments=_assignments(home),
-        experiment_book_version=home.experiment_book,
+        request_id=request_id, snapshot_version=snapshot.digest, next_page_token=next_page_token
     )
-    parts: list[bytes] = []
-    for shelf in home.shelves:
-        body = join_shelf(shelf, snapshot, locale=locale, market=home.market)
-        parts += (_SHELVES_TAG, _varint(len(body)), body)
-    parts.append(envelope.SerializeToString())
-    return b"".join(parts)
+    parts = join_shelves(say(home.shelves, snapshot, locale=locale, market=home.market), snapshot, stamp, SHELVES_TAG)
+    return b"".join((*parts, home_envelope(home), envelope.SerializeToString()))
 
 
-def encode_shelf(home: Home, snapshot: Snapshot, *, locale: str, request_id: str) -> bytes:
+def encode_shelf(  # as above
+    home: Home,
+    snapshot: Snapshot,
+    *,
+    locale: str,
+    request_id: str,
+    stamp: Stamp | None = None,
+    next_page_token: str = "",
+) -> bytes:
     """A page of at most one shelf as the bytes of a GetShelfResponse."""
     envelope = home_pb2.GetShelfResponse(
-        request_id=request_id,
-        cold_start=home.cold_start,
-        degraded=bool(home.degraded),
-        degraded_reasons=_reasons(home),
-        snapshot_version=snapshot.digest,
-        notes=_notes(home),
-        assignments=_assignments(home),
-        experiment_book_version=home.experiment_book,
+        request_id=request_id, snapshot_version=snapshot.digest, next_page_token=next_page_token
     )
-    bodies = [join_shelf(shelf, snapshot, locale=locale, market=home.market) for shelf in home.shelves]
-    parts = [part for body in bodies for part in (_SHELF_TAG, _varint(len(body)), body)]
-    return b"".join((*parts, envelope.SerializeToString()))
+    parts = join_shelves(say(home.shelves, snapshot, locale=locale, market=home.market), snapshot, stamp, SHELF_TAG)
+    return b"".join((*parts, shelf_envelope(home), envelope.SerializeToString()))
 
 
 def encode_ranked(
@@ -87,11 +102,36 @@ def encode_ranked(
         assignments=_assignments(home),
         experiment_book_version=home.experiment_book,
     )
-    parts: list[bytes] = []
+    words, parts = say(home.shelves, snapshot, locale=locale, market=home.market), list[bytes]()
     for shelf in home.shelves:
         why = home_pb2.Item(reason=_reason(shelf, snapshot, home.market, locale)).SerializeToString()
-        parts += _items(shelf, snapshot, _RANKED_TAG, why, b"")
+        parts += _items(replace(words, extras=dict.fromkeys(range(len(shelf.rows)), why)), snapshot, None, _RANKED_TAG)
     return b"".join((*parts, envelope.SerializeToString()))
+
+
+def home_envelope(home: Home) -> bytes:
+    """What every part of a page tells beside its shelves, as the bytes of a GetHomeResponse."""
+    return home_pb2.GetHomeResponse(
+        cold_start=home.cold_start,
+        degraded=bool(home.degraded),
+        degraded_reasons=_reasons(home),
+        coverage=home.coverage,
+        notes=_notes(home),
+        assignments=_assignments(home),
+        experiment_book_version=home.experiment_book,
+    ).SerializeToString()
+
+
+def shelf_envelope(home: Home) -> bytes:
+    """What every part of a shelf tells beside its items, as the bytes of a GetShelfResponse."""
+    return home_pb2.GetShelfResponse(
+        cold_start=home.cold_start,
+        degraded=bool(home.degraded),
+        degraded_reasons=_reasons(home),
+        notes=_notes(home),
+        assignments=_assignments(home),
+        experiment_book_version=home.experiment_book,
+    ).SerializeToString()
 
 
 def item_id_of(snapshot: Snapshot, row: int) -> str:
@@ -115,29 +155,66 @@ def _assignments(home: Home) -> list[home_pb2.Assignment]:
     ]
 
 
-def join_shelf(shelf: Shelf, snapshot: Snapshot, *, locale: str, market: str) -> bytes:
-    """A shelf as the bytes of a Shelf: its head, then each card with its dynamic fields."""
-    reason = _reason(shelf, snapshot, market, locale)
-    title = _filled(spoken(shelf.spec.titles, locale), reason.args)
-    head = home_pb2.Shelf(id=shelf.spec.id, kind=shelf.spec.source, title=title, reason=reason).SerializeToString()
-    new = b"" if shelf.why == "newest" or not shelf.new.any() else _newly_released(shelf, locale)
-    return b"".join((head, *_items(shelf, snapshot, _ITEMS_TAG, b"", new)))
+def say(shelves: Sequence[Shelf], snapshot: Snapshot, *, locale: str, market: str) -> Words:
+    """Shelves in words."""
+    heads, extras, first = [], dict[int, bytes](), 0
+    for shelf in shelves:
+        reason = _reason(shelf, snapshot, market, locale)
+        title = _filled(spoken(shelf.spec.titles, locale), reason.args)
+        head = home_pb2.Shelf(id=shelf.spec.id, kind=shelf.spec.source, title=title, reason=reason)
+        heads.append(head.SerializeToString())
+        if shelf.why != "newest" and shelf.new.any():
+            new = _newly_released(shelf, locale)
+            extras.update((first + place, new) for place in np.flatnonzero(shelf.new).tolist())
+        first += len(shelf.rows)
+    return Words(
+        heads=heads,
+        lengths=np.array([len(shelf.rows) for shelf in shelves], np.int64),
+        rows=np.concatenate([_NO_ROWS, *(shelf.rows for shelf in shelves)]),
+        scores=np.concatenate([_NO_SCORES, *(shelf.scores for shelf in shelves)]),
+        extras=extras,
+    )
 
 
-def _items(shelf: Shelf, snapshot: Snapshot, tag: bytes, each: bytes, new: bytes) -> list[bytes]:
-    """The items of a shelf as the parts of a repeated field: tag, length, card, dynamic fields.
-
-    `each` is what every item has beside its score, `new` what the newly released have.
-    """
-    offsets = snapshot.columns["card_offset"]
-    starts, stops = offsets[shelf.rows].tolist(), offsets[shelf.rows + 1].tolist()
-    cards, pack = snapshot.cards, _SCORE.pack
-    parts: list[bytes] = []
-    for start, stop, score, fresh in zip(starts, stops, shelf.scores.tolist(), shelf.new.tolist(), strict=True):
-        more = new if fresh and new else each
-        size = stop - start + _SCORE.size + len(more)
-        parts += (tag, _varint(size), cards[start:stop], pack(_SCORE_TAG, score), more)
+def join_shelves(words: Words, snapshot: Snapshot, stamp: Stamp | None, tag: bytes) -> list[bytes]:
+    """Shelves as the parts of a repeated field: tag, length, head, items; those that lost all items are left out."""
+    items, parts, first = _items(words, snapshot, stamp, _ITEMS_TAG), list[bytes](), 0
+    for head, length in zip(words.heads, words.lengths.tolist(), strict=True):
+        body = b"".join((head, *items[first : first + length]))
+        if len(body) > len(head) or not length:
+            parts += (tag, _varint(len(body)), body)
+        first += length
     return parts
+
+
+def _items(words: Words, snapshot: Snapshot, stamp: Stamp | None, tag: bytes) -> list[bytes]:
+    """Items as fields, `[item]`: tag, length, card, and what is made per request; of row -1 nothing."""
+    offsets, cards, extras = snapshot.columns["card_offset"], snapshot.cards, words.extras
+    tails, width = _tails(words, snapshot, stamp)
+    starts, stops = offsets[words.rows].tolist(), offsets[words.rows + 1].tolist()
+    items: list[bytes] = []
+    for item, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        if stop < start:  # row -1: from the end of the cards to their beginning
+            items.append(b"")
+            continue
+        tail = tails[item * width : (item + 1) * width]
+        if item in extras:
+            tail += extras[item]
+        items.append(b"".join((tag, _varint(stop - start + len(tail)), cards[start:stop], tail)))
+    return items
+
+
+def _tails(words: Words, snapshot: Snapshot, stamp: Stamp | None) -> tuple[bytes, int]:
+    """The scores of items, and their tokens where there is a stamp, as fields of equal width, one after another."""
+    count, length = len(words.rows), 0 if stamp is None else token_length(stamp)
+    head = b"" if stamp is None else _TOKEN_TAG + _varint(length)
+    tails = np.empty((count, _SCORE + len(head) + length), np.uint8)
+    tails[:, :2] = _SCORE_TAG
+    tails[:, 2:_SCORE] = words.scores.astype("<f4").view(np.uint8).reshape(count, 4)
+    if stamp is not None:
+        tails[:, _SCORE : _SCORE + len(head)] = np.frombuffer(head, np.uint8)
+        write_tokens(stamp, snapshot.columns["item_key"][words.rows], words.lengths, words.first, tails)
+    return tails.tobytes(), tails.shape[1]
 
 
 def _reason(shelf: Shelf, snapshot: Snapshot, market: str, locale: str) -> home_pb2.Reason:
@@ -173,11 +250,16 @@ def _filled(text: str, args: Sequence[str]) -> str:
 
 
 def _varint(number: int) -> bytes:
-    if number < 128:
-        return bytes((number,))
+    return _VARINTS[number] if number < len(_VARINTS) else _encoded(number)
+
+
+def _encoded(number: int) -> bytes:
     out = bytearray()
     while number >= 128:
         out.append(number & 127 | 128)
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+_VARINTS: Final = tuple(map(_encoded, range(4096)))  # encoding them anew took 18 us a page

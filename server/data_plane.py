@@ -12,6 +12,7 @@ from typing import Any, Final
 from features.event_store import EventStore, Recorded
 from features.index import use_one_thread
 from features.listener_store import ListenerStore
+from features.page_store import Found, PageStore
 from features.preference_store import PreferenceStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
 from server.batching import Batcher
@@ -19,6 +20,7 @@ from server.experiments import Experiments
 from server.home_service import Served
 from server.metrics import Metrics
 from server.settings import Settings
+from server.signing import SigningFile
 from server.snapshots import Snapshots
 from server.transport import Transport
 
@@ -40,7 +42,10 @@ class DataPlane:
     batcher: Batcher[Any, Served]
     event_store: EventStore
     event_batcher: Batcher[Any, Recorded]
+    page_store: PageStore
+    page_batcher: Batcher[Any, Found]
     reload_identities: Callable[[], None]
+    signing: SigningFile
     metrics: Metrics
     shared_port: bool  # other processes listen on it too
 
@@ -55,6 +60,7 @@ class DataPlane:
             self._beat_on(time.time(), listening),
             self.batcher.run(),
             self.event_batcher.run(),
+            self.page_batcher.run(),
             self._keep_house(stop, listening),
             self._follow_books(stop),
         )
@@ -67,6 +73,7 @@ class DataPlane:
                 await self.transport.stop(self.settings.grace_s)
                 await self.batcher.drain()
                 await self.event_batcher.drain()
+                await self.page_batcher.drain()
         finally:
             stop.set()
             for task in tasks:
@@ -75,6 +82,7 @@ class DataPlane:
             await self.transport.stop(0)
             await self.store.close()
             await self.event_store.close()
+            await self.page_store.close()
             await self.preferences.close()
             await self.experiments.close()
             self.state.stop_beating(os.getpid())
@@ -111,6 +119,10 @@ class DataPlane:
             self.reload_identities()
         except Exception:  # noqa: BLE001  # a worker serves on, whatever its housekeeping meets
             _log.exception("the principals stay as they were")
+        try:
+            self.signing.reload()
+        except Exception:  # noqa: BLE001  # as above
+            _log.exception("the signing keys stay as they were")
         try:
             await self.snapshots.refresh()
         except Exception:  # noqa: BLE001  # as above

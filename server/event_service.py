@@ -7,16 +7,20 @@ from typing import Final
 
 from features.errors import Exhausted, InvalidInput, MantelError
 from features.event_store import Recorded
-from features.events import Event
+from features.events import Event, Seen
+from features.keys import hash64
 from features.recent_state import Did
 from protos.events.v1 import events_pb2
 from server.batching import Batcher
 from server.guard import Call
 from server.metrics import Metrics
+from server.signing import SigningKeys
+from server.tracking import read_token
 
 MAX_EVENTS: Final = 500
 OLDEST_MS: Final = 48 * 3_600_000  # the drain counts once within 48 hours
 AHEAD_MS: Final = 5 * 60_000  # by which a client's clock may be fast
+MAX_TOKEN: Final = 1024  # characters, of 180 arms
 LONGEST_MS: Final = 24 * 3_600_000
 _EVENT_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # of users and sessions
@@ -35,6 +39,7 @@ class EventService:
     """Takes events in."""
 
     batcher: Batcher[Sequence[Event], Recorded]
+    keys: Callable[[], SigningKeys]
     metrics: Metrics
     now: Callable[[], float]
 
@@ -51,8 +56,11 @@ class EventService:
         if not 1 <= len(request.events) <= MAX_EVENTS:
             raise InvalidInput(("events", f"must be 1-{MAX_EVENTS}"))
         now_ms = int(self.now() * 1000)
-        wrong = ["; ".join(_wrong_fields(event, now_ms)) for event in request.events]
-        good = [_event(event) for event, what in zip(request.events, wrong, strict=True) if not what]
+        keys = self.keys()
+        seen = [_seen(event, keys) for event in request.events]
+        both = list(zip(request.events, seen, strict=True))
+        wrong = ["; ".join(_wrong_fields(event, where, now_ms)) for event, where in both]
+        good = [_event(*one) for one, what in zip(both, wrong, strict=True) if not what]
         recorded = await self.batcher.submit(good, deadline=call.deadline) if good else []
         if isinstance(recorded, MantelError):
             result = "refused" if isinstance(recorded, Exhausted) else "unavailable"
@@ -65,11 +73,23 @@ class EventService:
                 for event, what in zip(request.events, wrong, strict=True)
             ]
         )
+        for event, where in both:
+            if event.tracking_token and where is None:
+                self.metrics.token_refused("tracking")
         self.metrics.recorded(map(_counted, request.events, response.outcomes))
         return response
 
 
-def _wrong_fields(event: events_pb2.Event, now_ms: int) -> Iterator[str]:
+def _seen(event: events_pb2.Event, keys: SigningKeys) -> Seen | None:
+    """Where the item was seen; None where no token says so, or one that is not good for this event."""
+    if not 1 <= len(event.tracking_token) <= MAX_TOKEN:
+        return None
+    seen = read_token(event.tracking_token, event.user_id, keys)
+    other = seen is not None and event.item_id and hash64(event.item_id) != seen.item_key
+    return None if other else seen
+
+
+def _wrong_fields(event: events_pb2.Event, seen: Seen | None, now_ms: int) -> Iterator[str]:
     """Which fields are wrong, and what is wrong with them."""
     if not _EVENT_ID.fullmatch(event.event_id):
         yield "event_id: must be 1-64 of [A-Za-z0-9_.-]"
@@ -77,9 +97,9 @@ def _wrong_fields(event: events_pb2.Event, now_ms: int) -> Iterator[str]:
         yield "user_id: must be 1-128 of [A-Za-z0-9_.-]"
     if event.kind not in _DID:
         yield "kind: must be one of those that the contract lists"
-    if event.tracking_token:
-        yield "tracking_token: is not taken yet; tokens come with paging"
-    elif not 1 <= len(event.item_id.encode()) <= 128:
+    if event.tracking_token and seen is None:
+        yield "tracking_token: is no token of this service for this listener and item"
+    if (event.item_id or not event.tracking_token) and not 1 <= len(event.item_id.encode()) <= 128:
         yield "item_id: must be 1-128 bytes"
     if not event.HasField("occurred_at") or not 0 <= event.occurred_at.nanos < 10**9:
         yield "occurred_at: must be a time"
@@ -91,7 +111,7 @@ def _wrong_fields(event: events_pb2.Event, now_ms: int) -> Iterator[str]:
         yield "session_id: must be at most 128 of [A-Za-z0-9_.-]"
 
 
-def _event(said: events_pb2.Event) -> Event:
+def _event(said: events_pb2.Event, seen: Seen | None) -> Event:
     return Event(
         event_id=said.event_id,
         user_id=said.user_id,
@@ -101,6 +121,7 @@ def _event(said: events_pb2.Event) -> Event:
         played_ms=said.played_ms,
         session_id=said.session_id,
         whole_artist=said.whole_artist,
+        seen=seen,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from features.errors import NotFound, Unavailable
+from features.errors import InvalidInput, NotFound, Unavailable
 from features.keys import hash64
 from features.listener_store import ListenerStore
 from features.snapshot import Snapshot
@@ -22,7 +22,9 @@ from server.experiments import Experiments
 from server.guard import Call
 from server.logs import RequestLog
 from server.metrics import Metrics
-from server.queries import to_query, to_rank_query, to_shelf_query
+from server.page_tokens import Reader
+from server.paging import Paging
+from server.queries import DEFAULT_SURFACE, to_query, to_rank_query, to_shelf_query, to_turn
 from server.snapshots import Snapshots
 
 
@@ -42,20 +44,26 @@ class HomeService:
     surfaces: Mapping[str, Surface]
     experiments: Experiments
     batcher: Batcher[HomeQuery, Served]
+    paging: Paging
+    snapshots: Snapshots
     log: RequestLog
     now: Callable[[], float]
 
     async def get_home(self, request: home_pb2.GetHomeRequest, call: Call) -> bytes:
-        """One page."""
+        """One page, from its top or from a page token on."""
+        reader = Reader(user_id=request.user_id, surface=request.surface or DEFAULT_SURFACE)
+        if request.page_token:
+            return await self._turned(request, call)
         query = to_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        served = await self._submit(query, call)
-        return encode_home(served.home, served.snapshot, locale=request.context.locale, request_id=call.request_id)
+        return await self._first(query, reader, call, encode_home)
 
     async def get_shelf(self, request: home_pb2.GetShelfRequest, call: Call) -> bytes:
-        """One shelf, as long as asked."""
+        """One shelf, from its top or from a page token on."""
+        reader = Reader(user_id=request.user_id, surface=request.surface or DEFAULT_SURFACE, shelf_id=request.shelf_id)
+        if request.page_token:
+            return await self._turned(request, call)
         query = to_shelf_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        served = await self._submit(query, call)
-        return encode_shelf(served.home, served.snapshot, locale=request.context.locale, request_id=call.request_id)
+        return await self._first(query, reader, call, encode_shelf)
 
     async def rank_items(self, request: home_pb2.RankItemsRequest, call: Call) -> bytes:
         """The caller's own candidates, filtered, scored and diversified; what is dropped is told."""
@@ -90,6 +98,31 @@ class HomeService:
             if request.item_id:
                 response.what_if_fates.extend(fates.told(then.home, then.snapshot, other.surface, request.item_id))
         return response
+
+    async def _first(self, query: HomeQuery, reader: Reader, call: Call, encode: Callable[..., bytes]) -> bytes:
+        """The part of a page that is answered first; the rest is kept before it goes out."""
+        served = await self.batcher.submit(query, deadline=call.deadline)
+        home, token = await self.paging.keep(served.home, served.snapshot, query, reader, call)
+        self.log.served(call, query, home, served.snapshot)
+        return encode(
+            home,
+            served.snapshot,
+            locale=query.locale,
+            request_id=call.request_id,
+            stamp=self.paging.stamp(home, query, call),
+            next_page_token=token,
+        )
+
+    async def _turned(self, request: home_pb2.GetHomeRequest | home_pb2.GetShelfRequest, call: Call) -> bytes:
+        """The next part of a page, as it was when its first was answered."""
+        keys, assigner = self.paging.keys(), self.experiments.assigner
+        try:
+            turn = to_turn(request, self.surfaces, call.principal, assigner, keys)
+        except InvalidInput as error:
+            if any(field == "page_token" for field, _ in error.violations):
+                self.paging.metrics.token_refused("page")
+            raise
+        return await self.paging.turn(turn, self.snapshots.current, call)
 
     async def _submit(self, query: HomeQuery, call: Call) -> Served:
         served = await self.batcher.submit(query, deadline=call.deadline)

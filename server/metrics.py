@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, multiprocess, start_wsgi_server
 
-from ranking.types import Home, Trace
+from ranking.types import Degraded, Home, Trace
 
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.003, 0.006, 0.010, 0.015, 0.025, 0.040, 0.060, 0.1, 0.25, 1.0)
 STAGE_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.003, 0.006, 0.012, 0.025, 0.1)
@@ -63,6 +63,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._plans = Counter(
+            "mantel_page_plans_total", "Plans of later pages, by what became of them.", ("result",), registry=registry
+        )
+        self._tokens = Counter(
+            "mantel_tokens_refused_total", "Page and tracking tokens refused.", ("kind",), registry=registry
+        )
         self._registry = registry
 
     @cached_property
@@ -100,6 +106,16 @@ class Metrics:
         """Events, each with its kind and result, have been answered."""
         for labels, number in Tally(events).items():
             self._events.labels(*labels).inc(number)
+
+    def planned(self, result: str) -> None:
+        """A plan was written, refused at the bound, failed; or was found, missing, expired, unreachable."""
+        self._plans.labels(result).inc()
+        if result in {"refused", "failed"}:
+            self._degraded.labels(Degraded.PAGING_OFF.value).inc()
+
+    def token_refused(self, kind: str) -> None:
+        """A token of a kind was refused: page or tracking."""
+        self._tokens.labels(kind).inc()
 
     def streams_filled(self, share: float) -> None:
         """The fullest event stream has reached this share of its bound."""

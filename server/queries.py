@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -16,14 +16,17 @@ from ranking.session import PAUSE_S
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 from server.identity import Principal, Role
+from server.page_tokens import PageToken, Reader, read_page_token
+from server.signing import SigningKeys
 
 MAX_IDS: Final = 1000
 MAX_SHELVES: Final = 50
 MAX_ITEMS: Final = 200
 MAX_OVERRIDES: Final = 16
 DEFAULT_SURFACE: Final = "home"
-ONE_SHELF: Final = ("page_artist_cap",)
-"""What is 0 on a page of one shelf: the page's cap would be another cap of the shelf."""
+ONE_SHELF: Final = ("page_artist_cap", "promotion_share")
+"""What is 0 on a page of one shelf: the page's cap would be another cap of the shelf, and who asks for more of a shelf
+or brings candidates asks for no promotion."""
 
 ALL_GIVEN: Final = (*ONE_SHELF, "artist_cap", "album_cap", "artist_gap", "diversity")
 """What is 0 for all that pass the filters, by score: no cap drops any, and there is nothing to choose."""
@@ -35,6 +38,17 @@ _LOCAL_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
 Request = home_pb2.GetHomeRequest | home_pb2.GetShelfRequest | home_pb2.RankItemsRequest
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A request for the next part of a page: it changes nothing of it but what may be shown at all."""
+
+    reader: Reader
+    token: PageToken
+    size: int  # how many shelves, or items of the one shelf; 0: all that are left
+    market: str  # "": as the page's
+    allow_explicit: bool | None  # None: as the page's
+
+
 def to_query(
     request: home_pb2.GetHomeRequest,
     surfaces: Mapping[str, Surface],
@@ -43,16 +57,14 @@ def to_query(
     *,
     now: int,
 ) -> HomeQuery:
-    """Validates a request.
+    """Validates a request for a page, from its top.
 
     Raises:
         InvalidInput: naming every wrong field.
         PermissionRefused: overrides from a caller without the role `force`.
     """
     surface = surfaces.get(request.surface or DEFAULT_SURFACE)
-    wrong = list(_wrong_fields(request, surfaces, principal, assigner))
-    if not 0 <= request.page_size <= MAX_SHELVES:
-        wrong.append(("page_size", f"must be 0 to {MAX_SHELVES}; 0 asks for all shelves"))
+    wrong = [*_wrong_fields(request, surfaces, principal, assigner), *_wrong_size(request, MAX_SHELVES)]
     if wrong or surface is None:
         raise InvalidInput(*wrong)
     return _query(request, surface, assigner, now=now, shelves=request.page_size)
@@ -66,26 +78,53 @@ def to_shelf_query(
     *,
     now: int,
 ) -> HomeQuery:
-    """Validates a request for one shelf: a page of that shelf alone, as long as asked.
+    """Validates a request for one shelf: a page of that shelf alone, of which as much is answered as asked.
 
     Raises:
         InvalidInput: naming every wrong field.
         PermissionRefused: overrides from a caller without the role `force`.
     """
-    surface = surfaces.get(request.surface or DEFAULT_SURFACE)
-    wrong = list(_wrong_fields(request, surfaces, principal, assigner))
-    if not 0 <= request.page_size <= MAX_ITEMS:
-        wrong.append(("page_size", f"must be 0 to {MAX_ITEMS}; 0 asks for the shelf's own size"))
-    shelves = () if surface is None else surface.shelves
-    spec = next((shelf for shelf in shelves if shelf.id == request.shelf_id), None)
-    if surface is not None and spec is None:
-        wrong.append(("shelf_id", f"unknown; of this surface are {', '.join(shelf.id for shelf in shelves)}"))
+    surface, spec = _shelf(request, surfaces)
+    wrong = [*_wrong_fields(request, surfaces, principal, assigner), *_wrong_size(request, MAX_ITEMS)]
+    wrong += _wrong_shelf(surface, spec)
     if wrong or surface is None or spec is None:
         raise InvalidInput(*wrong)
-    size = request.page_size or spec.size
-    longer = replace(spec, size=size, minimum=1, depth=max(spec.depth, 2 * size))
+    params = _without(spec.params, ONE_SHELF)
+    longer = replace(spec, size=MAX_ITEMS, minimum=1, depth=max(spec.depth, 2 * MAX_ITEMS), params=params)
     alone = replace(surface, shelves=(longer,), params=_without(surface.params, ONE_SHELF))
-    return replace(_query(request, alone, assigner, now=now, shelves=0), fixed=_fixed(ONE_SHELF))
+    query = _query(request, alone, assigner, now=now, shelves=0)
+    return replace(query, items=request.page_size or spec.size, fixed=_fixed(ONE_SHELF))
+
+
+def to_turn(
+    request: home_pb2.GetHomeRequest | home_pb2.GetShelfRequest,
+    surfaces: Mapping[str, Surface],
+    principal: Principal,
+    assigner: Assigner | None,
+    keys: SigningKeys,
+) -> Turn:
+    """Validates a request with a page token; its overrides are not looked at: experiments may have ended meanwhile.
+
+    Raises:
+        InvalidInput: naming every wrong field.
+        PermissionRefused: overrides from a caller without the role `force`.
+    """
+    one = isinstance(request, home_pb2.GetShelfRequest)
+    shelf_id = request.shelf_id if isinstance(request, home_pb2.GetShelfRequest) else ""
+    reader = Reader(user_id=request.user_id, surface=request.surface or DEFAULT_SURFACE, shelf_id=shelf_id)
+    token = read_page_token(request.page_token, reader, keys)
+    wrong = list(_wrong_fields(request, surfaces, principal, assigner, turned=token is not None))
+    wrong += _wrong_size(request, MAX_ITEMS if one else MAX_SHELVES)
+    size = request.page_size
+    if isinstance(request, home_pb2.GetShelfRequest):
+        surface, spec = _shelf(request, surfaces)
+        wrong += _wrong_shelf(surface, spec)
+        size = size or (MAX_ITEMS if spec is None else spec.size)
+    if wrong or token is None:
+        raise InvalidInput(*wrong)
+    context = request.context
+    explicit = context.allow_explicit if context.HasField("allow_explicit") else None
+    return Turn(reader=reader, token=token, size=size, market=context.market, allow_explicit=explicit)
 
 
 def to_rank_query(
@@ -166,10 +205,35 @@ def _query(request: Request, surface: Surface, assigner: Assigner | None, *, now
     )
 
 
+def _shelf(
+    request: home_pb2.GetShelfRequest, surfaces: Mapping[str, Surface]
+) -> tuple[Surface | None, ShelfSpec | None]:
+    """The surface and the shelf that a request names; None where there is none."""
+    surface = surfaces.get(request.surface or DEFAULT_SURFACE)
+    shelves = () if surface is None else surface.shelves
+    return surface, next((shelf for shelf in shelves if shelf.id == request.shelf_id), None)
+
+
+def _wrong_shelf(surface: Surface | None, spec: ShelfSpec | None) -> Iterable[tuple[str, str]]:
+    if surface is not None and spec is None:
+        yield "shelf_id", f"unknown; of this surface are {', '.join(shelf.id for shelf in surface.shelves)}"
+
+
+def _wrong_size(request: home_pb2.GetHomeRequest | home_pb2.GetShelfRequest, most: int) -> Iterable[tuple[str, str]]:
+    if not 0 <= request.page_size <= most:
+        zero = "all shelves" if isinstance(request, home_pb2.GetHomeRequest) else "the shelf's own size"
+        yield "page_size", f"must be 0 to {most}; 0 asks for {zero}"
+
+
 def _wrong_fields(
-    request: Request, surfaces: Mapping[str, Surface], principal: Principal, assigner: Assigner | None
+    request: Request,
+    surfaces: Mapping[str, Surface],
+    principal: Principal,
+    assigner: Assigner | None,
+    *,
+    turned: bool = False,
 ) -> Iterable[tuple[str, str]]:
-    """What is wrong with the fields that all requests have."""
+    """What is wrong with the fields that all requests have; `turned` where the page token is good."""
     if request.experiment_overrides and Role.FORCE not in principal.roles:
         raise PermissionRefused(f"experiment_overrides: needs the role {Role.FORCE.value}")
     context = request.context
@@ -188,11 +252,12 @@ def _wrong_fields(
         yield "context.local_time", "must be ISO 8601, such as 2026-11-20T08:30"
     if (request.surface or DEFAULT_SURFACE) not in surfaces:
         yield "surface", f"unknown; known are {', '.join(sorted(surfaces))}"
-    if not isinstance(request, home_pb2.RankItemsRequest) and request.page_token:
-        yield "page_token", "is not a token of this service"
+    if not isinstance(request, home_pb2.RankItemsRequest) and request.page_token and not turned:
+        yield "page_token", "is no token of this service for this listener, surface and shelf"
     yield from wrong_ids("exclude_item_ids", request.exclude_item_ids)
     yield from wrong_ids("hidden_ids", request.hidden_ids)
-    yield from _wrong_overrides(request.experiment_overrides, assigner)
+    if not turned:
+        yield from _wrong_overrides(request.experiment_overrides, assigner)
 
 
 def _wrong_overrides(

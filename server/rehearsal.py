@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,16 @@ from features.listeners import ListenerRecord, decode, encode
 from features.recent_state import Did, encode_entry
 from features.snapshot import Snapshot
 from ranking.compiled import one_at_a_time
+from ranking.filters import permitted
 from ranking.home import assemble
 from ranking.offers import Promotions
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
+from server.codec import encode_home
+from server.signing import SigningKey
+from server.tracking import stamp
+
+_STAMP: Final = stamp(SigningKey(id=0, secret=b"", signs_from=0), page="00" * 8, at=0, user_id="", arms=())
 
 
 def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
@@ -61,7 +68,9 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
                     dimension=manifest.dimension,
                     genres=len(manifest.genres),
                 )
-                assemble((query,), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
+                (home,), _ = assemble((query,), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
+                encode_home(home, snapshot, locale="", request_id="", stamp=_STAMP)
+        permitted(popular, snapshot, market="", allow_explicit=True, now=0)
     except Exception as error:
         raise SnapshotRefused(f"no page can be made of it: {error!r}") from error
 

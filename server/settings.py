@@ -44,6 +44,15 @@ class Settings(BaseSettings):
     event_stream_max: int = Field(
         default=100_000, ge=500, description="most events in each of 64 streams; beyond, events are refused"
     )
+    plan_bytes_max: int = Field(
+        default=256 * 2**20,
+        ge=0,
+        description="most bytes that one worker keeps for later pages; beyond, none is offered",
+    )
+    tracking: bool = Field(default=True, description="whether items carry tracking tokens")
+    signing_keys: Path | None = Field(
+        default=None, description="file of the keys that sign tokens, shared by all machines; none: one in the state"
+    )
     recent_days: float = Field(default=30.0, gt=0, description="days that recent events are kept after the last one")
     default_deadline_ms: float = Field(default=1000.0, gt=0, description="deadline of calls that bring none")
     snapshot_max_age_h: float = Field(default=168.0, gt=0, description="hours after which a snapshot counts as stale")

@@ -14,6 +14,7 @@ from features.errors import InvalidInput
 from features.event_store import EventStore, Recorded
 from features.keys import Keys
 from features.listener_store import ListenerStore
+from features.page_store import Allowance, Found, PageStore
 from features.preference_store import PreferenceStore
 from features.state import State
 from protos.admin.v1 import admin_pb2
@@ -34,12 +35,15 @@ from server.identity import Identities, Role, load_identities
 from server.listener_service import ListenerService
 from server.logs import RequestLog
 from server.metrics import Metrics
+from server.paging import Paging
 from server.rehearsal import rehearse
 from server.settings import Settings
+from server.signing import SigningFile
 from server.snapshots import Snapshots
 from server.transport import Table, Transport, bind
 
 EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
+PAGE_CALLS: Final = 64  # plans kept and found in one round trip
 ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
 BOOK_TIMEOUT_S: Final = 1.0  # for a blob of 2 MB from a busy Redis; listeners have connections of their own
@@ -66,10 +70,23 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
     )
     batches = HomeBatches(store=store, snapshots=snapshots, experiments=experiments, metrics=metrics)
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
+    signing = SigningFile(state, settings.signing_keys)
+    page_store = PageStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
+    page_batcher: Batcher[Any, Found] = Batcher(page_store.serve, cap=PAGE_CALLS)
+    paging = Paging(
+        batcher=page_batcher,
+        keys=signing,
+        allowance=Allowance(settings.plan_bytes_max),
+        metrics=metrics,
+        tracking=settings.tracking,
+        now=time.time,
+    )
     home = HomeService(
         surfaces=surfaces,
         experiments=experiments,
         batcher=batcher,
+        paging=paging,
+        snapshots=snapshots,
         log=RequestLog(settings.log_sample),
         now=time.time,
     )
@@ -81,7 +98,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         recent_s=int(settings.recent_days * 86_400),
     )
     event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
-    events = EventService(batcher=event_batcher, metrics=metrics, now=time.time)
+    events = EventService(batcher=event_batcher, keys=signing, metrics=metrics, now=time.time)
 
     preferences = PreferenceStore(redis_url, keys)
     identities = IdentityFile(settings)
@@ -98,7 +115,10 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         batcher=batcher,
         event_store=event_store,
         event_batcher=event_batcher,
+        page_store=page_store,
+        page_batcher=page_batcher,
         reload_identities=identities.reload,
+        signing=signing,
         metrics=metrics,
         shared_port=shared_port,
     )

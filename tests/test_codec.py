@@ -14,6 +14,8 @@ from protos.home.v1 import home_pb2
 from ranking.surfaces import Reasons, ShelfSpec, Source, spoken
 from ranking.types import Degraded, Home, Shelf
 from server.codec import encode_home
+from server.signing import SigningKey
+from server.tracking import Slot, Stamp, stamp, token_length, write_tokens
 from tests.conftest import Served, Store, serving
 from tests.wire import get_home, page_of
 
@@ -44,7 +46,14 @@ def shelf_of(source: Source, rows: NDArray[np.int64], scores: NDArray[np.float64
     return Shelf(spec=spec(source), why=source, subject=subject, rows=rows, scores=scores, new=new)
 
 
-def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
+def token_of(shared: Stamp, snapshot: Snapshot, row: int, slot: Slot) -> str:
+    """The tracking token of one item, written alone."""
+    out = np.zeros((1, token_length(shared)), np.uint8)
+    write_tokens(shared, snapshot.columns["item_key"][row : row + 1], np.ones(1, np.int64), slot, out)
+    return out.tobytes().decode()
+
+
+def built(home: Home, snapshot: Snapshot, shared: Stamp | None = None) -> home_pb2.GetHomeResponse:
     """The page, built as protobuf's users build messages."""
     page = home_pb2.GetHomeResponse(
         request_id="id",
@@ -55,7 +64,7 @@ def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
         snapshot_version=snapshot.digest,
     )
     offsets = snapshot.columns["card_offset"]
-    for shelf in home.shelves:
+    for number, shelf in enumerate(home.shelves):
         out = page.shelves.add(id=shelf.spec.id, kind=shelf.spec.source, title="Picked")
         out.reason.code = REASONS[shelf.spec.source]
         if shelf.spec.source == "popular":
@@ -69,9 +78,11 @@ def built(home: Home, snapshot: Snapshot) -> home_pb2.GetHomeResponse:
         out.title = f"Picked {arg}"
         texts = {"newest": "Just out", "popular": f"Because of popular {arg}" if arg else "Everywhere"}
         out.reason.text = texts.get(shelf.why, f"Because of {shelf.why} {arg}")
-        for row, score in zip(shelf.rows.tolist(), shelf.scores.tolist(), strict=True):
+        for place, (row, score) in enumerate(zip(shelf.rows.tolist(), shelf.scores.tolist(), strict=True)):
             out.items.add().MergeFromString(bytes(snapshot.cards[int(offsets[row]) : int(offsets[row + 1])]))
             out.items[-1].score = score
+            if shared is not None:
+                out.items[-1].tracking_token = token_of(shared, snapshot, row, Slot(number, place))
             if row % 3 == 0 and shelf.why != "newest":
                 out.items[-1].reason.code = home_pb2.REASON_CODE_NEW_RELEASE
                 out.items[-1].reason.text = "Just out"
@@ -98,16 +109,26 @@ def shelves(draw: st.DrawFn) -> Shelf:
     degraded=st.lists(st.sampled_from(Degraded), unique=True),
     coverage=st.integers(0, 100),
     cold=st.booleans(),
+    arms=st.none() | st.lists(st.integers(0, 2**32 - 1), max_size=20),
 )
-def test_joined_bytes_parse_to_the_built_message(
-    snapshot: Snapshot, found: list[Shelf], market: str, degraded: list[Degraded], coverage: int, cold: bool
+def test_joined_bytes_parse_to_the_built_message(  # noqa: PLR0917  # all that is drawn
+    snapshot: Snapshot,
+    found: list[Shelf],
+    market: str,
+    degraded: list[Degraded],
+    coverage: int,
+    cold: bool,
+    arms: list[int] | None,
 ) -> None:
-    """To the last field, for any shelves and scores, also those that are no numbers."""
+    """To the last field, for any shelves and scores, also those that are no numbers, tracked by any arms or not."""
     home = Home(
         shelves=tuple(found), market=market, cold_start=cold, degraded=tuple(degraded), coverage=coverage, fates={}
     )
-    joined = home_pb2.GetHomeResponse.FromString(encode_home(home, snapshot, locale="", request_id="id"))
-    wanted = built(home, snapshot)
+    key = SigningKey(id=1, secret=b"s" * 32, signs_from=0)
+    shared = None if arms is None else stamp(key, page="00" * 8, at=1, user_id="u", arms=arms)
+    raw = encode_home(home, snapshot, locale="", request_id="id", stamp=shared)
+    joined = home_pb2.GetHomeResponse.FromString(raw)
+    wanted = built(home, snapshot, shared)
     assert joined.SerializeToString(deterministic=True) == wanted.SerializeToString(deterministic=True)
 
 

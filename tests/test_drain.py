@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from features.event_store import EventStore
-from features.events import Event
+from features.events import Event, Seen
 from features.keys import Keys, hash64
 from features.offline import drain as drain_
 from features.offline import event_table, listens
@@ -35,16 +35,27 @@ HOUR_MS = 3_600_000
 
 
 def made(number: int, rng: random.Random) -> Event:
-    """An event of the last two days."""
+    """An event of the last two days, half of them seen on a page, of which some name no item."""
+    item = f"i:{rng.randrange(30)}"
+    where = Seen(
+        page=f"{rng.getrandbits(64):016x}",
+        at=NOW_MS // 1000 - rng.randrange(1000),
+        shelf=rng.randrange(50),
+        place=rng.randrange(200),
+        item_key=hash64(item),
+        arms=tuple(rng.getrandbits(32) for _ in range(rng.randrange(3))),
+    )
+    seen = where if rng.random() < 0.5 else None
     return Event(
         event_id=f"e{number}",
         user_id=f"u{rng.randrange(50)}",
         did=rng.choice(list(Did)),
-        item_id=f"i:{rng.randrange(30)}",
+        item_id="" if seen is not None and rng.random() < 0.2 else item,
         occurred_ms=NOW_MS - rng.randrange(47 * HOUR_MS),
         played_ms=rng.randrange(300_000),
         session_id=rng.choice(["", "s1", "s-2"]),
         whole_artist=rng.random() < 0.1,
+        seen=seen,
     )
 
 
@@ -88,9 +99,23 @@ def found(out: Path) -> list[Event]:
             played_ms=row["played_ms"],
             session_id=row["session_id"],
             whole_artist=row["whole_artist"],
+            seen=_seen(row),
         )
         for row in said.to_dicts()
     ]
+
+
+def _seen(row: dict[str, Any]) -> Seen | None:
+    if row["page_id"] is None:
+        return None
+    return Seen(
+        page=row["page_id"],
+        at=int(row["served_at"].timestamp()),
+        shelf=row["shelf"],
+        place=row["place"],
+        item_key=row["item_key"],
+        arms=tuple(row["arms"]),
+    )
 
 
 async def test_every_field_comes_back(store: Store, tmp_path: Path) -> None:
@@ -102,7 +127,8 @@ async def test_every_field_comes_back(store: Store, tmp_path: Path) -> None:
     assert (report.read, report.written, report.repeated, report.unreadable) == (2000, 2000, 0, 0)
     assert found(out) == events
     said = rows(out)
-    assert said["item_key"].to_list() == [hash64(item_id) for item_id in said["item_id"]]
+    named = said.filter(pl.col("item_id") != "")
+    assert named["item_key"].to_list() == [hash64(item_id) for item_id in named["item_id"]]
     assert (said["day"].cast(pl.String()) == said["occurred_at"].dt.strftime("%F")).all()
     assert said["recorded_at"].is_between(datetime.fromtimestamp(NOW_MS / 1000, UTC), datetime.now(UTC)).all()
     assert sorted(f"day={day}" for day in report.days) == sorted(path.name for path in out.glob("day=*"))
@@ -227,7 +253,7 @@ async def test_progress_in_another_redis_is_not_gone_by(store: Store, tmp_path: 
 
 async def test_what_cannot_be_read_is_kept(store: Store, tmp_path: Path) -> None:
     """An entry of a later version, or garbage, lies aside with its id and stops nothing."""
-    strange: list[bytes] = [b"", b"[", b"[9]", json.dumps([2, *json.loads(some(1)[0].to_bytes())[1:]]).encode()]
+    strange: list[bytes] = [b"", b"[", b"[9]", json.dumps([3, *json.loads(some(1)[0].to_bytes())[1:]]).encode()]
     for raw in strange:
         store.client.xadd(store.keys.stream(7), {"e": raw})
     events, out = some(10), tmp_path / "out"

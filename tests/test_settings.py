@@ -184,6 +184,7 @@ def test_check_says_what_is_in_force(tmp_path: Path) -> None:
     state = tmp_path / "state"
     done = check(state, "--port", "7", MANTEL_WORKERS="2")
     lines = ["tls: off", "redis: embedded", "snapshot: ok (none is published yet)", "tokens: ok (0 principals)"]
+    lines.append("signing keys: ok (made on first need)")
     assert (done.returncode, done.stderr.splitlines()) == (0, lines)
     said = json.loads(done.stdout)
     assert sorted(said.keys() - {"found_surfaces"}) == FIELDS
@@ -201,7 +202,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout)["redis"] == "redis://***@127.0.0.1:1/3"
     assert "hunter2" not in done.stdout + done.stderr
-    _, store, tokens = done.stderr.splitlines()
+    _, store, tokens, _ = done.stderr.splitlines()
     assert store.startswith("redis: ")
     assert "127.0.0.1:1" in store
     assert tokens.startswith("tokens: ")

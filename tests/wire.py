@@ -74,8 +74,16 @@ async def get_home(served: Served, request: bytes | home_pb2.GetHomeRequest, met
 def page_of(status: Status) -> home_pb2.GetHomeResponse:
     """The page of a call that ended well, without what differs from call to call."""
     assert status.code is grpc.StatusCode.OK, status
-    page = home_pb2.GetHomeResponse.FromString(status.answer)
+    return untracked(home_pb2.GetHomeResponse.FromString(status.answer))
+
+
+def untracked(page: home_pb2.GetHomeResponse) -> home_pb2.GetHomeResponse:
+    """A page without what names this answer alone: its id, and the tokens that carry it."""
     page.ClearField("request_id")
+    page.ClearField("next_page_token")
+    for shelf in page.shelves:
+        for item in shelf.items:
+            item.ClearField("tracking_token")
     return page
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from features.events import Event
+from features.events import Event, Seen
 from features.offline.artefact import PRIVATE
 from features.state import sync_entry
 
@@ -25,6 +25,11 @@ EVENTS: Final = pl.Schema(
         "session_id": pl.String(),
         "whole_artist": pl.Boolean(),
         "recorded_at": pl.Datetime("ms", "UTC"),  # by the clock of Redis
+        "page_id": pl.String(),  # of the page where it was seen; null, as the next four: none that anyone can prove
+        "served_at": pl.Datetime("ms", "UTC"),  # of the page, to the second
+        "shelf": pl.Int16(),  # its place on the page, from 0
+        "place": pl.Int16(),  # the item's on the shelf, from 0
+        "arms": pl.List(pl.UInt32()),  # codes of the arms that the page was served with
     }
 )
 UNREADABLE: Final = pl.Schema({"stream": pl.Int64(), "id": pl.String(), "entry": pl.Binary()})
@@ -54,9 +59,17 @@ def decode(entries: Iterable[Entry]) -> tuple[pl.DataFrame, pl.DataFrame]:
                 event.session_id,
                 event.whole_artist,
                 int(last.partition("-")[0]),
+                *_where(event.seen),
             )
         )
     return pl.DataFrame(rows, EVENTS, orient="row"), pl.DataFrame(strange, UNREADABLE, orient="row")
+
+
+def _where(seen: Seen | None) -> tuple[Any, ...]:
+    """Where an item was seen, in the order of the columns."""
+    if seen is None:
+        return (None,) * 5
+    return seen.page, seen.at * 1000, seen.shelf, seen.place, seen.arms
 
 
 def seen(out: Path, found: pl.DataFrame) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Final
 
-from features.keys import hash64
+from features.keys import arm_code, hash64
 from ranking.experiments.book import Book
 from ranking.experiments.owners import Owners
 from ranking.experiments.spec import BUCKETS, Arm, Experiment, Layer, Targeting
@@ -52,6 +52,7 @@ class Assignment:
     experiment: str = ""
     arm: str = ""
     overrides: tuple[tuple[int, float], ...] = ()  # place of a param, its value
+    code: int = 0  # of the arm, as tracking tokens carry it
 
 
 def bucket_of(salt: str, unit: str, buckets: int) -> int:
@@ -193,4 +194,5 @@ def _running(one: Experiment) -> _Running:
 def _assignment(one: Experiment, arm: Arm, reason: Reason) -> Assignment:
     values = resolve(arm.params)
     overrides = tuple((INDEX[name], float(values[INDEX[name]])) for name in arm.params)
-    return Assignment(layer=one.layer, reason=reason, experiment=one.key, arm=arm.key, overrides=overrides)
+    code = arm_code(one.key, one.iteration, arm.key)
+    return Assignment(layer=one.layer, reason=reason, experiment=one.key, arm=arm.key, overrides=overrides, code=code)
