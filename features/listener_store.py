@@ -53,14 +53,16 @@ class ListenerStore:
                 [self._keys.record(user, manifest.space_id) for user in user_ids]
                 + [self._keys.state(user) for user in user_ids]
                 + [self._keys.preferences(user) for user in user_ids]
+                + [self._keys.impressions(user) for user in user_ids]
             )
         except (redis.exceptions.TimeoutError, TimeoutError):
-            read, missing = [None] * 3 * len(user_ids), Known.LATE
+            read, missing = [None] * 4 * len(user_ids), Known.LATE
         except (redis.exceptions.RedisError, OSError):
-            read, missing = [None] * 3 * len(user_ids), Known.DOWN
+            read, missing = [None] * 4 * len(user_ids), Known.DOWN
             self._whole = frozenset()  # it may come back without its data
         size = len(user_ids)
-        return Frames(records=read[:size], states=read[size : 2 * size], preferences=read[2 * size :], missing=missing)
+        records, states, preferences, impressions = (read[part * size : (part + 1) * size] for part in range(4))
+        return Frames(records=records, states=states, preferences=preferences, impressions=impressions, missing=missing)
 
     async def look(self, served: Snapshot | None) -> Pointer | None:
         """The pointer to the served snapshot; None where nothing was published.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.preferences import Wishes, decode_wishes
-from features.recent_state import RecentState, decode_states
+from features.recent_state import RecentState, decode_states, halves
 from features.snapshot import Snapshot
 
 MAGIC: Final = b"ML"
@@ -83,6 +83,7 @@ class Listeners:
     recent_plays: NDArray[np.uint16]
     genre_weights: NDArray[np.float32]  # [B, G]
     state: RecentState  # what they did of late
+    impressions: RecentState  # what they saw of late
     wishes: Wishes  # what they hid and chose
     blind: NDArray[np.bool_]  # [B], nobody can say what they hid
     folded_in: NDArray[np.bool_]  # [B], whose vector comes from recent plays
@@ -95,6 +96,7 @@ class Frames:
     records: Sequence[bytes | None]
     states: Sequence[bytes | None]
     preferences: Sequence[bytes | None]
+    impressions: Sequence[bytes | None]
     missing: Known  # what is known of who has no record
 
     def decoded(self, snapshot: Snapshot) -> Listeners:
@@ -103,6 +105,7 @@ class Frames:
             self.records,
             states=self.states,
             preferences=self.preferences,
+            impressions=self.impressions,
             space_id=snapshot.space_id,
             dimension=snapshot.manifest.dimension,
             genres=len(snapshot.manifest.genres),
@@ -149,10 +152,11 @@ def decode(  # noqa: PLR0913  # all that is read of a listener
     missing: Known = Known.STRANGER,
     states: Sequence[bytes | None] = (),
     preferences: Sequence[bytes | None] = (),
+    impressions: Sequence[bytes | None] = (),
 ) -> Listeners:
     """Reads a batch of frames into columns; `None` becomes a row of what `missing` says, a bad frame an INVALID one.
 
-    `states` and `preferences` are the listeners' own, none at all where they were not read.
+    `states`, `preferences` and `impressions` are the listeners' own, none at all where they were not read.
     """
     size = len(frames)
     known = np.full(size, missing, np.uint8)
@@ -185,6 +189,7 @@ def decode(  # noqa: PLR0913  # all that is read of a listener
     wishes = decode_wishes(preferences or [None] * size)
     allow_explicit &= np.isin(known, (Known.RECORD, Known.STRANGER)) & ~wishes.unreadable  # closed: nobody can say
     keys, days, plays = _recents(parts)
+    state, seen = halves(decode_states([*(states or [None] * size), *(impressions or [None] * size)]))  # at one go
     return Listeners(
         known=known,
         vectors=vectors,
@@ -197,7 +202,8 @@ def decode(  # noqa: PLR0913  # all that is read of a listener
         recent_days=days,
         recent_plays=plays,
         genre_weights=weights,
-        state=decode_states(states or [None] * size),
+        state=state,
+        impressions=seen,
         wishes=wishes,
         blind=wishes.unreadable | (((known == Known.LATE) | (known == Known.DOWN)) & ~wishes.read),
         folded_in=np.zeros(size, np.bool_),

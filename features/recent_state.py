@@ -81,7 +81,7 @@ def encode_entries(done: Sequence[tuple[Did, int, int, int, int]]) -> list[bytes
         ],
         ENTRY,
     )
-    entries["checksum"] = _checksum(entries)
+    entries["checksum"] = _checksum(entries.view(np.uint64).reshape(-1, 3))
     raw = entries.tobytes()
     return [raw[place : place + size] for place in range(0, len(raw), size)]
 
@@ -90,8 +90,9 @@ def decode_states(values: Sequence[bytes | None]) -> RecentState:
     """The entries of a batch of listeners; what does not verify, or is of another version, is left out."""
     size = ENTRY.itemsize
     whole = [b"" if value is None else value[: len(value) // size * size] for value in values]
-    entries = np.frombuffer(b"".join(whole), ENTRY)
-    good = (entries["checksum"] == _checksum(entries)) & (entries["version"] == VERSION)
+    raw = b"".join(whole)
+    entries, words = np.frombuffer(raw, ENTRY), np.frombuffer(raw, "<u8").reshape(-1, 3)
+    good = (entries["checksum"] == _checksum(words)) & (entries["version"] == VERSION)
     owner = np.repeat(np.arange(len(whole)), [len(value) // size for value in whole])[good]
     kept = entries[good]
     order = np.lexsort((kept["did"], kept["item_key"], kept["at"], owner))  # they stand as they arrived
@@ -106,13 +107,22 @@ def decode_states(values: Sequence[bytes | None]) -> RecentState:
     )
 
 
-def _checksum(entries: NDArray[np.void]) -> NDArray[np.uint32]:
-    """The low bits of MurmurHash3's finalizer over the entry's three words, `[entry]`."""
-    at, session = entries["at"].astype(np.uint64), entries["session"].astype(np.uint64)
-    rest = entries["seconds"].astype(np.uint64) | entries["did"].astype(np.uint64) << np.uint64(16)
-    rest |= entries["version"].astype(np.uint64) << np.uint64(24)
-    mixed = np.zeros(len(entries), np.uint64)
-    for word in (entries["item_key"], at | session << np.uint64(32), rest):
+def halves(both: RecentState) -> tuple[RecentState, RecentState]:
+    """What was decoded of two strings of each listener, the first strings of all and then the second."""
+    size = len(both.start) // 2
+    middle = int(both.start[size])
+    return _part(both, both.start[: size + 1], slice(middle)), _part(both, both.start[size:], slice(middle, None))
+
+
+def _part(state: RecentState, start: NDArray[np.int64], part: slice) -> RecentState:
+    columns = {name: getattr(state, name)[part] for name in ("item_key", "at", "session", "seconds", "did")}
+    return RecentState(start=start - start[0], **columns)
+
+
+def _checksum(words: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """The low bits of MurmurHash3's finalizer over an entry's three words but the checksum, `[entry]`."""
+    mixed = np.zeros(len(words), np.uint64)
+    for word in (words[:, 0], words[:, 1], words[:, 2] & np.uint64(0xFFFFFFFF)):
         mixed = mixed + np.uint64(0x9E3779B97F4A7C15) ^ word
         for factor in _MIX:
             mixed = (mixed ^ mixed >> np.uint64(33)) * factor

@@ -14,9 +14,11 @@ from features.listeners import Known, Listeners
 from features.snapshot import Snapshot
 from ranking.arrange import arrange
 from ranking.assign import assign
+from ranking.explore import explore
 from ranking.filters import drop
 from ranking.fold_in import fold_in
 from ranking.history import History, recall
+from ranking.impressions import recall_seen
 from ranking.layout import lay_out, put_off
 from ranking.lines import draw_lines
 from ranking.offers import Promotions
@@ -38,7 +40,7 @@ from ranking.types import (
     parted,
 )
 
-STAGES: Final = ("assign", "draw", "retrieve", "filter", "score", "arrange", "layout", "promote")
+STAGES: Final = ("assign", "draw", "retrieve", "filter", "score", "arrange", "layout", "explore", "promote")
 _FAULTS: Final = {
     Known.LATE: Degraded.LISTENER_LATE,
     Known.INVALID: Degraded.LISTENER_INVALID,
@@ -58,7 +60,7 @@ def assemble(
     times = [clock()]
     queries = assign(queries, listeners)
     times.append(clock())
-    history = recall(listeners, snapshot)
+    history, seen = recall(listeners, snapshot), recall_seen(queries, listeners, snapshot)
     listeners = steer(queries, fold_in(listeners, history, snapshot), snapshot)
     lines = draw_lines(queries, listeners, history, snapshot)
     times.append(clock())
@@ -67,18 +69,20 @@ def assemble(
     candidates = drop(queries, lines, history, snapshot, found)
     candidates = feed(queries, lines, listeners, history, snapshot, candidates)
     times.append(clock())
-    candidates = score(queries, lines, history, snapshot, candidates)
+    candidates = score(queries, lines, history, seen, snapshot, candidates)
     times.append(clock())
     candidates = arrange(lines, listeners, snapshot, candidates)
     times.append(clock())
     pages = lay_out(queries, lines, listeners, snapshot, candidates)
+    times.append(clock())
+    candidates, pages = explore(queries, lines, snapshot, candidates, pages)
     times.append(clock())
     promoted = promote(queries, lines, history, snapshot, candidates, pages, promotions)
     put_off(queries, candidates, promoted.pages)
     times.append(clock())
     homes = tuple(_home(number, query, listeners, lines, promoted, failed) for number, query in enumerate(queries))
     if any(query.traced for query in queries):
-        told = trace(queries, lines, listeners, history, snapshot, found, candidates, promoted.pages)
+        told = trace(queries, lines, listeners, (history, seen), snapshot, found, candidates, promoted.pages)
         homes = tuple(replace(home, lines=own) for home, own in zip(homes, told, strict=True))
     return homes, Trace(stages=tuple(zip(STAGES, np.diff(times).tolist(), strict=True)))
 
@@ -119,6 +123,7 @@ def _home(
             rows=pages.rows[line, : pages.shown[line]],
             scores=pages.scores[line, : pages.shown[line]],
             new=pages.new[line, : pages.shown[line]],
+            propensity=pages.propensity[line, : pages.shown[line]],
             inserted=promoted.inserted(line),
         )
         for line in pages.order[number].tolist()

@@ -42,6 +42,7 @@ class Ranked(NamedTuple):
     recording: Keys
     campaign: Ints
     payer: Ints
+    held: int  # the place that is left to chance: whatever stands there stays; -1: none
 
 
 class Standing(NamedTuple):
@@ -70,10 +71,10 @@ def insert(ranked: Ranked, params: Params, page_params: Params, page: Standing) 
         if used == most:
             break
         place = _target(ranked, slate, moved, rank, params)
-        gone = _gives_way(slate, moved, rank)
+        gone = _gives_way(ranked, slate, moved, rank)
         if place == ranked.shown or gone < 0 or np.any(slate[: place + 1] == rank):
             continue
-        trial = _trial(slate, gone, place, rank)
+        trial = _trial(ranked, slate, gone, place, rank)
         then = worth(ranked.relevance, trial)
         moved[rank] = (
             1 - then / organic <= params[_LOSS]
@@ -111,7 +112,8 @@ def quota(share: float, page_share: float, shown: int, counts: Ints) -> int:
 def _by_key(ranked: Ranked, params: Params) -> Ints:
     """The ranks that may be promoted, by relevance and bonus, ties by rank."""
     deep = min(int(params[_DEPTH] * ranked.shown + _ROUNDING), len(ranked.row))
-    some = np.flatnonzero((ranked.bonus[:deep] > 0) & (ranked.relevance[:deep] >= params[_FLOOR]))
+    may = (ranked.bonus[:deep] > 0) & (ranked.relevance[:deep] >= params[_FLOOR])
+    some = np.flatnonzero(may & (np.arange(deep) != ranked.held))
     return some[np.argsort(-(ranked.relevance[some] + ranked.bonus[some]), kind="mergesort")]
 
 
@@ -119,9 +121,9 @@ def _by_key(ranked: Ranked, params: Params) -> Ints:
 def _target(ranked: Ranked, slate: Ints, moved: Flags, rank: int, params: Params) -> int:
     """The highest place whose organic item has less than the key, and that spacing leaves free; the length: none."""
     key, place, size = ranked.relevance[rank] + ranked.bonus[rank], 0, len(slate)
-    while place < size and (moved[slate[place]] or ranked.relevance[slate[place]] >= key):
+    while place < size and (place == ranked.held or moved[slate[place]] or ranked.relevance[slate[place]] >= key):
         place += 1
-    while place < size and not _free(slate, moved, place, params):
+    while place < size and (place == ranked.held or not _free(slate, moved, place, params)):
         place += 1
     return place
 
@@ -138,20 +140,24 @@ def _free(slate: Ints, moved: Flags, place: int, params: Params) -> bool:
 
 
 @compiled
-def _gives_way(slate: Ints, moved: Flags, rank: int) -> int:
+def _gives_way(ranked: Ranked, slate: Ints, moved: Flags, rank: int) -> int:
     """What an insertion takes off: the item itself where it stands lower, else the lowest organic one; -1: none."""
     if np.any(slate == rank):
         return rank
     for other in slate[::-1]:
-        if not moved[other]:
+        if not moved[other] and other != ranked.held:
             return int(other)
     return -1
 
 
 @compiled
-def _trial(slate: Ints, gone: int, place: int, rank: int) -> Ints:
-    left = slate[slate != gone]
-    return np.concatenate((left[:place], np.array([rank]), left[place:]))
+def _trial(ranked: Ranked, slate: Ints, gone: int, place: int, rank: int) -> Ints:
+    """The slate with a rank inserted; what is held, of a rank like its place, stays where it is."""
+    held = ranked.held
+    left = slate[(slate != gone) & (slate != held)]
+    at = place - 1 if 0 <= held < place else place
+    trial = np.concatenate((left[:at], np.array([rank]), left[at:]))
+    return trial if held < 0 else np.concatenate((trial[:held], np.array([held]), trial[held:]))
 
 
 @compiled

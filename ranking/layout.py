@@ -71,6 +71,8 @@ def lay_out(
         rows=np.full((len(lines), widest), -1, np.int64),
         scores=np.zeros((len(lines), widest)),
         new=np.zeros((len(lines), widest), np.bool_),
+        open=np.full(len(lines), -1, np.int64),
+        propensity=np.ones((len(lines), widest)),
         fate=candidates.fate.copy(),
         fates=np.zeros((len(queries), _FATES), np.int64),
     )

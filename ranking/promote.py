@@ -17,13 +17,13 @@ from ranking.insertion import Ranked, Standing, insert
 from ranking.layout import NEW_DAYS
 from ranking.offers import Audience, Flags, Ints, Promotions, bonus, offer
 from ranking.params import Params
+from ranking.score import relevance
 from ranking.surfaces import PROMOTABLE
 from ranking.types import Candidates, Fate, HomeQuery, Insertion, Lines, Pages
 
 Floats = NDArray[np.float64]
 Keys = NDArray[np.uint64]
 _SHOWN: Final = int(Fate.SHOWN)  # numba compares arrays with numbers only
-_FILTERED: Final = (int(Fate.MARKET), int(Fate.OFF_GENRE))  # the fates of filters lie between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +205,7 @@ def _ranked(promotions: Promotions, batch: Batch, found: Found, pages: Pages, li
             payer[rank] = promotions.payer[campaign[rank]]
     return Ranked(
         pages.shown[line],
-        _relevance(found.scores[line], pages.fate[line], places),
+        relevance(found.scores[line], pages.fate[line], places),
         plus,
         row,
         batch.artist[row],
@@ -213,18 +213,8 @@ def _ranked(promotions: Promotions, batch: Batch, found: Found, pages: Pages, li
         batch.recording[row],
         campaign,
         payer,
+        pages.open[line],
     )
-
-
-@compiled
-def _relevance(scores: Floats, fate: NDArray[np.uint8], places: Ints) -> Floats:
-    """Scores scaled to 0-1 over what the filters left of a line; 0 where that is all alike."""
-    low, high = np.inf, -np.inf
-    for place in range(len(scores)):
-        filtered = fate[place] == Fate.PADDING or _FILTERED[0] <= fate[place] <= _FILTERED[1]
-        if not filtered and np.isfinite(scores[place]):
-            low, high = min(low, scores[place]), max(high, scores[place])
-    return (scores[places] - low) / (high - low) if high > low else np.zeros(len(places))
 
 
 @compiled

@@ -5,9 +5,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from features.keys import hash64
 from features.listeners import Listeners
 from features.snapshot import Snapshot
+from ranking.chance import keys_of
+from ranking.direction import concentration, turn
 from ranking.history import History
 from ranking.lines import SEARCHED
 from ranking.lists import Asked, Found, cosines, list_lines, market_rows
@@ -119,17 +120,17 @@ def _reach(depth: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _vectors(asked: Asked, here: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The query of each searched line: the listener's own vector, perturbed, or a genre's leaning to the listener."""
+    """The query of each searched line: the listener's own vector, turned, or a genre's leaning to the listener."""
     lines, columns = asked.lines, asked.snapshot.columns
     own = asked.listeners.vectors[lines.query[here]].astype(np.float64)
     length = np.linalg.norm(own, axis=1, keepdims=True)
     vectors, source, params = own.copy(), lines.source[here], lines.params[here]
     discover = np.flatnonzero(source == "discover")
     if len(discover):
-        seeds = np.array([query.seed for query in asked.queries], np.uint64)[lines.query[here[discover]]]
-        seeds += np.array([hash64(lines.specs[line].id) for line in here[discover].tolist()], np.uint64)
-        noise = column(params[discover], "discovery_noise") * length[discover]
-        vectors[discover] += noise * _unit(_normal(seeds, own.shape[1]))
+        turned = own[discover]
+        kappa = concentration(column(params[discover], "discovery_noise")[:, 0], own.shape[1])
+        turn(turned, kappa, keys_of(asked.queries, lines, here[discover]))
+        vectors[discover] = turned
     genre = np.flatnonzero(source == "genre")
     if len(genre):
         lean = column(params[genre], "genre_lean")
@@ -141,16 +142,3 @@ def _vectors(asked: Asked, here: NDArray[np.int64]) -> NDArray[np.float32]:
 def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.where(length > 0, vectors / np.where(length > 0, length, 1), 0.0)
-
-
-def _normal(seeds: NDArray[np.uint64], dimension: int) -> NDArray[np.float64]:
-    """Normal deviates `[seed, dimension]`, by SplitMix64 and Box-Muller: one seed's do not depend on the others."""
-    start = seeds[:, None] * np.uint64(2 * dimension)
-    mixed: NDArray[np.uint64] = np.add(start, np.arange(1, 2 * dimension + 1, dtype=np.uint64))
-    mixed = mixed * np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    uniform = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
-    radius = np.sqrt(-2 * np.log1p(-uniform[:, :dimension]))
-    deviates: NDArray[np.float64] = radius * np.cos(2 * np.pi * uniform[:, dimension:])
-    return deviates

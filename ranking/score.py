@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from features.snapshot import UNKNOWN_DAY, Snapshot
 from ranking.compiled import compiled
 from ranking.history import DAY_S, History
+from ranking.impressions import Seen, times_seen
 from ranking.params import INDEX, Params
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
@@ -18,6 +19,9 @@ _POPULARITY: Final = INDEX["popularity_weight"]
 _FRESHNESS: Final = INDEX["freshness_weight"]
 _HALF_LIFE: Final = INDEX["freshness_half_life_days"]
 _NOVELTY: Final = INDEX["novelty_weight"]
+_DISCOUNT, _FLOOR = INDEX["impression_discount"], INDEX["impression_floor"]
+_CHOSEN: Final = frozenset({"history", "editorial", "given"})  # what was seen stands there for a reason of its own
+_FILTERED: Final = (int(Fate.MARKET), int(Fate.OFF_GENRE))  # the fates of filters lie between
 
 
 class Facts(NamedTuple):
@@ -31,16 +35,24 @@ class Facts(NamedTuple):
     popularity: NDArray[np.float32]  # [item], as the columns below
     released: NDArray[np.int32]
     artist: NDArray[np.uint64]
+    tires: NDArray[np.bool_]  # [line], whether what was seen sinks
+    seen: Seen
 
 
-def score(
-    queries: tuple[HomeQuery, ...], lines: Lines, history: History, snapshot: Snapshot, candidates: Candidates
+def score(  # of the item, the line and the listener
+    queries: tuple[HomeQuery, ...],
+    lines: Lines,
+    history: History,
+    seen: Seen,
+    snapshot: Snapshot,
+    candidates: Candidates,
 ) -> Candidates:
     """The candidates with the score that orders each line: affinity, popularity, freshness and novelty, weighted.
 
-    Each is 0-1. Affinity is scaled over what the line kept; what was found with no finite number gets none.
+    Each is 0-1. Affinity is scaled over what the line kept; what was found with no finite number gets none. What the
+    listener saw and did not play loses a share of the sum: 1 - max(floor, exp(-discount * times)) of its size.
     """
-    facts = facts_for(queries, lines.query, lines.params, history, snapshot)
+    facts = facts_for(queries, lines, history, seen, snapshot)
     scores = np.full(candidates.scores.shape, -np.inf)
     _score(facts, candidates.rows, candidates.scores, candidates.fate, scores)
     return replace(candidates, scores=scores)
@@ -51,26 +63,28 @@ def item_terms(
 ) -> dict[str, NDArray[np.float64]]:
     """What the scores of a line's items are made of, `[item]` by name; affinity is what the other terms leave."""
     params, today, played = facts.params[line], facts.today[facts.query[line]], _played(facts, line)
+    seen, times = _seen(facts, line)
+    kept = np.array([_kept(times_seen(seen, times, row), params[_DISCOUNT], params[_FLOOR]) for row in rows])
+    held = np.where(scores > 0, kept, 2 - kept)  # the score over what it would be, had the item not been seen
     fresh = [freshness(day, today, params[_HALF_LIFE]) for day in facts.released[rows]]
     told = {
         "popularity": params[_POPULARITY] * facts.popularity[rows].astype(np.float64),
         "freshness": params[_FRESHNESS] * np.array(fresh),
         "novelty": params[_NOVELTY] * np.array([novelty(artist, played) for artist in facts.artist[rows]]),
+        "impressions": np.where(np.isfinite(scores), scores, 0) * (1 - 1 / held),
     }
     return {"affinity": scores - sum(told.values()), **told}
 
 
-def facts_for(
-    queries: tuple[HomeQuery, ...], query: NDArray[np.int64], params: Params, history: History, snapshot: Snapshot
-) -> Facts:
+def facts_for(queries: tuple[HomeQuery, ...], lines: Lines, history: History, seen: Seen, snapshot: Snapshot) -> Facts:
     """What the terms of a batch's lines are made of; the artists played only where novelty counts."""
-    columns = snapshot.columns
+    columns, params = snapshot.columns, lines.params
     wanted = bool(params[:, _NOVELTY].any())
     owner = history.query if wanted else history.query[:0]
     artists = columns["artist_key"][history.row if wanted else history.row[:0]]
     order = np.lexsort((artists, owner))
     return Facts(
-        query=query,
+        query=lines.query,
         params=params,
         today=np.array([one.now // DAY_S for one in queries], np.int64),
         artists_start=np.searchsorted(owner, np.arange(len(queries) + 1)),
@@ -78,6 +92,8 @@ def facts_for(
         popularity=columns["popularity"],
         released=columns["released"],
         artist=columns["artist_key"],
+        tires=np.array([spec.source not in _CHOSEN for spec in lines.specs], np.bool_),
+        seen=seen,
     )
 
 
@@ -100,6 +116,7 @@ def _score(
         params = facts.params[line]
         popular, fresh, novel = params[_POPULARITY], params[_FRESHNESS], params[_NOVELTY]
         half_life, today, played = params[_HALF_LIFE], facts.today[facts.query[line]], _played(facts, line)
+        discount, floor, (seen, times) = params[_DISCOUNT], params[_FLOOR], _seen(facts, line)
         for place in range(rows.shape[1]):
             row, affinity = rows[line, place], found[line, place]
             if fate[line, place] == Fate.PADDING or not np.isfinite(affinity):
@@ -111,6 +128,8 @@ def _score(
                 total += fresh * freshness(facts.released[row], today, half_life)
             if novel != 0:
                 total += novel * novelty(facts.artist[row], played)
+            if len(seen) > 0:
+                total -= (1 - _kept(times_seen(seen, times, row), discount, floor)) * abs(total)
             scores[line, place] = total
 
 
@@ -118,6 +137,31 @@ def _score(
 def _played(facts: Facts, line: int) -> NDArray[np.uint64]:
     query = facts.query[line]
     return facts.artists[facts.artists_start[query] : facts.artists_start[query + 1]]
+
+
+@compiled
+def _seen(facts: Facts, line: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows whose impressions count on a line, ascending, and how many."""
+    query, seen = facts.query[line], facts.seen
+    first, last = seen.start[query], seen.start[query + 1] if facts.tires[line] else seen.start[query]
+    return seen.row[first:last], seen.times[first:last]
+
+
+@compiled
+def _kept(times: int, discount: float, floor: float) -> float:
+    """The share of its score's size that an item keeps after impressions."""
+    return 1.0 if times == 0 else max(floor, np.exp(-discount * times))
+
+
+@compiled
+def relevance(scores: NDArray[np.float64], fate: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Scores of some places scaled to 0-1 over what the filters left of a line; 0 where that is all alike."""
+    low, high = np.inf, -np.inf
+    for place in range(len(scores)):
+        filtered = fate[place] == Fate.PADDING or _FILTERED[0] <= fate[place] <= _FILTERED[1]
+        if not filtered and np.isfinite(scores[place]):
+            low, high = min(low, scores[place]), max(high, scores[place])
+    return (scores[places] - low) / (high - low) if high > low else np.zeros(len(places))
 
 
 @compiled

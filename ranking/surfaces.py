@@ -33,10 +33,21 @@ Source = Literal["taste", "discover", "genre", "neighbours", "history", "popular
 PROMOTABLE: Final = frozenset({"taste", "discover", "genre", "popular", "newest"})
 """Sources whose shelves may hold promoted items: never what the listener, an editor or a caller chose."""
 
+EXPLORABLE: Final = PROMOTABLE | {"neighbours"}
+"""Sources whose shelves may give a place to chance, for the same reason."""
+
 Why = Literal[Source, "similar", "everywhere"]  # what a reason speaks of: what fills the shelf, a query item, no market
 
 
 Reasons = Mapping[Why, Mapping[str, str]]  # of Why -> locale in lower case -> phrase, with "{0}" for the argument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A place of a shelf that exploration may fill."""
+
+    place: int  # from 1
+    pool: int  # of so many items at most, the organic one among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,7 @@ class ShelfSpec:
     pinned: bool = False  # stands on top, whatever the others are worth
     promotable: bool = True  # promoted items may be inserted; of the sources in PROMOTABLE only
     nth: int = 1  # which of the listener's genres, or of the items played most
+    explore: Slot | None = None  # the place that chance may fill, in the share of sessions that exploration_share says
     params: Params = field(default_factory=resolve)
     origins: Mapping[str, str] = field(default_factory=dict)  # param -> what set it; absent: the default stands
     reasons: Reasons = field(default_factory=dict)
@@ -142,6 +154,11 @@ class _Table(BaseModel):
 _WITH_ARGUMENT: Final = frozenset({"genre", "neighbours", "popular"})  # what "{0}" in a title stands for
 
 
+class _SlotTable(_Table):
+    place: int = Field(ge=1, le=200)
+    pool: int = Field(ge=2, le=600)
+
+
 class _ShelfTable(_Table):
     id: _Name
     source: Source
@@ -153,6 +170,7 @@ class _ShelfTable(_Table):
     pinned: bool = False
     promotable: bool | None = None
     nth: int = Field(default=1, ge=1, le=MOST_SUBJECTS)
+    explore: _SlotTable | None = None
     params: _ShelfPreset = {}
     items: dict[_Market, _Row] | None = Field(default=None, min_length=1)
 
@@ -173,12 +191,28 @@ class _ShelfTable(_Table):
             raise ValueError(f"titles hold {min(holes)}: only {{0}} is filled, where there is a genre, item or market")
         if self.promotable and self.source not in PROMOTABLE:
             raise ValueError(f"only what is filled by {', '.join(sorted(PROMOTABLE))} is promotable")
+        if self.explore is not None and self.source not in EXPLORABLE:
+            raise ValueError(f"only what is filled by {', '.join(sorted(EXPLORABLE))} may explore")
+        if self.explore is not None and self.explore.place > self.size:
+            raise ValueError(f"explore names place {self.explore.place} of {self.size}")
+        if self.explore is not None and self.explore.pool > self.reserve + 1:
+            raise ValueError(f"explore draws from at most {self.reserve + 1}: the reserve and what stands there")
         return self
 
     @property
     def least(self) -> int:
         """The minimum: where none is given, 4, or 1 for what editors chose by hand."""
         return self.minimum or (1 if self.source == "editorial" else 4)
+
+    @property
+    def reserve(self) -> int:
+        """How many picks wait behind a full shelf."""
+        return (RESERVE - 1) * self.size
+
+    @property
+    def slot(self) -> Slot | None:
+        """The place that chance may fill."""
+        return None if self.explore is None else Slot(place=self.explore.place, pool=self.explore.pool)
 
 
 class _SurfaceTable(_Table):
@@ -253,6 +287,7 @@ def _shelf(
         pinned=table.pinned,
         promotable=table.source in PROMOTABLE if table.promotable is None else table.promotable,
         nth=table.nth,
+        explore=table.slot,
         params=resolve(*(values for _, values in layers)),
         origins=_origins(*layers),
         reasons=reasons,

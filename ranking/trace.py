@@ -9,6 +9,7 @@ from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.filters import drop
 from ranking.history import History
+from ranking.impressions import Seen
 from ranking.lists import Asked
 from ranking.retrieve import missed_by
 from ranking.score import Facts, facts_for, item_terms
@@ -19,14 +20,18 @@ def trace(  # noqa: PLR0913, PLR0917  # tells of everything
     queries: tuple[HomeQuery, ...],
     lines: Lines,
     listeners: Listeners,
-    history: History,
+    lived: tuple[History, Seen],
     snapshot: Snapshot,
     found: Candidates,
     candidates: Candidates,
     pages: Pages,
 ) -> tuple[tuple[TracedLine, ...], ...]:
-    """The lines of each query that is traced, none of the others; `found` is what retrieval found."""
-    facts = facts_for(queries, lines.query, lines.params, history, snapshot)
+    """The lines of each query that is traced, none of the others; `found` is what retrieval found.
+
+    `lived` is what they played and saw.
+    """
+    history = lived[0]
+    facts = facts_for(queries, lines, *lived, snapshot)
     asked = Asked(queries, lines, listeners, history, snapshot)
     about = snapshot.rows_of(np.array([query.about for query in queries], np.uint64))[lines.query]
     about[np.array([query.about == 0 for query in queries], np.bool_)[lines.query]] = -1
@@ -58,6 +63,8 @@ def _line(
         scores=scores,
         terms=item_terms(facts, line, rows, scores),
         fate=pages.fate[line, order],
+        explored=-1 if pages.open[line] < 0 else int(pages.rows[line, pages.open[line]]),
+        propensity=float(pages.propensity[line].min(initial=1)),
         refused=asked_about[0],
         missed_by=asked_about[1],
     )

@@ -37,6 +37,7 @@ class Fate(IntEnum):
     PAGE_CAPPED = 15  # its artist has its share of the page already
     LATER = 16  # stands on a later page
     GAVE_WAY = 17  # stood on its shelf until a promoted item was inserted
+    OUTDRAWN = 18  # stood on its shelf until exploration drew another for its place
 
 
 class Degraded(StrEnum):
@@ -176,6 +177,7 @@ class Shelf:
     rows: NDArray[np.int64]  # [item]
     scores: NDArray[np.float64]  # [item]
     new: NDArray[np.bool_]  # [item], whether it was released of late
+    propensity: NDArray[np.float64]  # [item], with which probability it stands there; 1 where nothing is left to chance
     inserted: Insertion | None = None  # None: nothing stands by promotion
 
 
@@ -190,7 +192,8 @@ def _some(shelf: Shelf, part: slice) -> Shelf:
     inserted = was and Insertion(
         campaign=was.campaign[part], organic_rank=was.organic_rank[part], organic=was.organic[part]
     )
-    return replace(shelf, rows=shelf.rows[part], scores=shelf.scores[part], new=shelf.new[part], inserted=inserted)
+    columns = {name: getattr(shelf, name)[part] for name in ("rows", "scores", "new", "propensity")}
+    return replace(shelf, **columns, inserted=inserted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +206,8 @@ class TracedLine:
     scores: NDArray[np.float64]
     terms: Mapping[str, NDArray[np.float64]]  # what each score is made of
     fate: NDArray[np.uint8]
+    explored: int  # the row that stands in the place left to chance; -1: there is none
+    propensity: float  # with which probability it stands there
     refused: Fate  # what a filter says of the item asked about, found or not; KEPT: nothing, or none is asked about
     missed_by: float  # how much more affinity the item asked about had needed to be found; nan: not asked, or no search
 
@@ -215,6 +220,8 @@ class Pages(NamedTuple):
     rows: NDArray[np.int64]  # [line, item]
     scores: NDArray[np.float64]  # [line, item]
     new: NDArray[np.bool_]  # [line, item], released of late
+    open: NDArray[np.int64]  # [line], the place, from 0, that is left to chance: promotion leaves it alone; -1: none
+    propensity: NDArray[np.float64]  # [line, item]
     fate: NDArray[np.uint8]  # [line, candidate]
     fates: NDArray[np.int64]  # [query, fate], how many candidates
 

@@ -37,10 +37,12 @@ SENTENCES: Final[Mapping[Fate, tuple[str, str]]] = {
     Fate.THIN: ("layout", "its shelf had too few items left to be shown"),
     Fate.LATER: ("layout", "its shelf comes on a later page"),
     Fate.GAVE_WAY: ("promote", "it stood on its shelf, and gave its place to a promoted item"),
+    Fate.OUTDRAWN: ("explore", "it stood on its shelf, in the place left to chance, and another was drawn"),
     Fate.PICKED: ("arrange", "it was chosen for its shelf"),
 }
 _STANDS: Final = (Fate.SHOWN, Fate.LATER)
-_PICKS: Final = (*_STANDS, Fate.KEPT, Fate.DUPLICATE, Fate.PAGE_CAPPED, Fate.THIN, Fate.GAVE_WAY)  # chosen for a line
+# chosen for a line
+_PICKS: Final = (*_STANDS, Fate.KEPT, Fate.DUPLICATE, Fate.PAGE_CAPPED, Fate.THIN, Fate.GAVE_WAY, Fate.OUTDRAWN)
 
 
 def told(home: Home, snapshot: Snapshot, surface: Surface, item_id: str) -> Iterator[home_pb2.ItemFate]:
@@ -84,7 +86,9 @@ def _met(item_id: str, line: TracedLine, place: int, home: Home, snapshot: Snaps
     stage, sentence = SENTENCES[fate]
     if fate is Fate.SHOWN:
         column = 1 + int((line.fate[:place] == Fate.SHOWN).sum())
-        return _fate(item_id, "shown", stage, f"{line.spec.id}: it is shown, in place {column}")
+        by_chance = line.rows[place] == line.explored
+        odds = f"; chance puts it there with probability {line.propensity:.4f}" if by_chance else ""
+        return _fate(item_id, "shown", stage, f"{line.spec.id}: it is shown, in place {column}{odds}")
     if fate is Fate.KEPT and np.isin(line.fate, _STANDS).sum() < line.spec.size:
         sentence = f"it stands behind the reserve: its shelf is filled from its first {RESERVE * line.spec.size} only"
     said = "".join(

@@ -14,8 +14,10 @@ from features.recent_state import Did, encode_entry
 from features.snapshot import Snapshot
 from ranking.compiled import one_at_a_time
 from ranking.filters import permitted
+from ranking.history import DAY_S
 from ranking.home import assemble
 from ranking.offers import Promotions
+from ranking.params import INDEX, resolve
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 from server.codec import encode_home
@@ -28,7 +30,7 @@ _STAMP: Final = stamp(SigningKey(id=0, secret=b"", signs_from=0), page="00" * 8,
 def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
     """Pages of each surface, for listeners of every kind: known by a record, by recent plays, by both, not at all.
 
-    All else that is popular is promoted.
+    All else that is popular is promoted, some was seen and every shelf that names a place for it explores.
 
     Raises:
         SnapshotRefused: a page cannot be made of this snapshot.
@@ -50,10 +52,11 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
         genre_weight=np.full(min(2, len(manifest.genres)), 0.5, np.float16),
     )
     frame, state = encode(record, snapshot.space_id), b"".join(encode_entry(Did.LIKE, int(key), at=0) for key in played)
+    seen = b"".join(encode_entry(Did.IMPRESSION, int(key), at=0) for key in columns["item_key"][popular[8:16]])
     known = ((frame, None), (frame, state), (None, state), (None, None), (frame[:-1], None))
     queries = tuple(
-        HomeQuery(user_id="rehearsal", surface=surface, now=0, traced=number == 0, given=played)
-        for surface in (*surfaces, _given(surfaces))
+        HomeQuery(user_id="rehearsal", surface=surface, now=DAY_S, traced=number == 0, given=played)
+        for surface in (*map(_exploring, surfaces), _given(surfaces))
         for number in range(len(known))
     )
     promotions = _promoted(popular)
@@ -64,6 +67,7 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
                 listeners = decode(
                     [record_],
                     states=[state_],
+                    impressions=[seen],
                     space_id=snapshot.space_id,
                     dimension=manifest.dimension,
                     genres=len(manifest.genres),
@@ -73,6 +77,18 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
         permitted(popular, snapshot, market="", allow_explicit=True, now=0)
     except Exception as error:
         raise SnapshotRefused(f"no page can be made of it: {error!r}") from error
+
+
+def _exploring(surface: Surface) -> Surface:
+    """The surface, each of its places for exploration given to chance."""
+    sure = resolve({"exploration_share": 1.0, "exploration_floor": 0.0})
+    places = [INDEX["exploration_share"], INDEX["exploration_floor"]]
+    shelves = []
+    for spec in surface.shelves:
+        params = spec.params.copy()
+        params[places] = sure[places]
+        shelves.append(replace(spec, params=params))
+    return replace(surface, shelves=tuple(shelves))
 
 
 def _given(surfaces: Collection[Surface]) -> Surface:
@@ -91,5 +107,5 @@ def _promoted(rows: NDArray[np.int64]) -> Promotions:
         score=np.ones(len(rows)),
         campaign=np.zeros(len(rows), np.int64),
         payer=np.zeros(1, np.int64),
-        confirmed=np.zeros(1, np.int64),
+        confirmed=np.full(1, DAY_S),
     )

@@ -119,11 +119,15 @@ def check_shelf(shelf: Shelf, plain: Shelf, scaled: dict[int, float]) -> int:
     assert min(scaled[row] for row in shelf.rows[at].tolist()) >= params["promotion_floor"]
     lost = worth(plain.rows, scaled) - worth(shelf.rows, scaled)
     assert lost <= params["promotion_loss"] * worth(plain.rows, scaled) + 1e-12
-    organic = [row for row in plain.rows.tolist() if row not in shelf.rows[at]]
-    assert np.delete(shelf.rows, at).tolist() == organic[: size - len(at)]
-    assert np.array_equal(
-        np.delete(told.organic_rank, at), np.flatnonzero(np.isin(plain.rows, np.delete(shelf.rows, at)))
-    )
+    chance = np.flatnonzero(shelf.propensity < 1)
+    assert same(shelf.propensity, plain.propensity)
+    assert np.array_equal(shelf.rows[chance], plain.rows[chance])
+    held = [*shelf.rows[at].tolist(), *shelf.rows[chance].tolist()]
+    organic = [row for row in plain.rows.tolist() if row not in held]
+    assert np.delete(shelf.rows, [*at, *chance]).tolist() == organic[: size - len(at) - len(chance)]
+    stays = np.delete(told.organic_rank, at)
+    assert np.array_equal(np.sort(stays), np.flatnonzero(np.isin(plain.rows, np.delete(shelf.rows, at))))
+    assert len(chance) or (np.diff(stays) > 0).all()
     return len(at)
 
 

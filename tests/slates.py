@@ -63,8 +63,11 @@ def draw_case(rng: Rng, *, absurd: bool = False) -> Case:
     recording = rng.permutation(200)[:count].astype(np.uint64)
     others = [(1000 + number, int(rng.integers(200)), int(rng.integers(width))) for number in range(rng.integers(40))]
     params = resolve({} if rng.random() < 0.3 else _draw_params(rng))
+    held = int(rng.integers(shown)) if rng.random() < 0.3 else -1
     return Case(
-        ranked=Ranked(shown, relevance.copy(), bonus, np.arange(count), artist, album, recording, campaign, payer),
+        ranked=Ranked(
+            shown, relevance.copy(), bonus, np.arange(count), artist, album, recording, campaign, payer, held
+        ),
         params={name: float(params[place]) for name, place in INDEX.items()},
         others=others,
         once=bool(rng.random() < 0.7),
@@ -109,24 +112,28 @@ def plain_insert(case: Case, *, checked: bool = True) -> tuple[list[int], list[i
     slate, promoted = list(range(ranked.shown)), list[int]()
     keys = (ranked.relevance + ranked.bonus).tolist()
     deep = min(int(params["promotion_depth"] * ranked.shown + 1e-9), len(keys))
-    may = [rank for rank in range(deep) if ranked.bonus[rank] > 0]
+    may = [rank for rank in range(deep) if ranked.bonus[rank] > 0 and rank != ranked.held]
     may = [rank for rank in may if ranked.relevance[rank] >= params["promotion_floor"]]
     for rank in sorted(may, key=lambda one: -keys[one]):
         at = [slate.index(one) for one in promoted]
-        target = [p for p, one in enumerate(slate) if one not in promoted and ranked.relevance[one] < keys[rank]][:1]
+        fixed = {*promoted, ranked.held}
+        target = [p for p, one in enumerate(slate) if one not in fixed and ranked.relevance[one] < keys[rank]][:1]
         free = [
             place
             for place in range(target[0] if target else ranked.shown, ranked.shown)
-            if all(abs(place - other) >= int(params["promotion_gap"]) for other in at)
+            if place != ranked.held
+            and all(abs(place - other) >= int(params["promotion_gap"]) for other in at)
             and (place >= 3 or sum(other < 3 for other in at) < int(params["promotion_first"]))
         ]
         if len(promoted) == most(case) or not free or rank in slate[: free[0] + 1]:
             continue
-        gone = rank if rank in slate else next(iter(one for one in reversed(slate) if one not in promoted), -1)
+        gone = rank if rank in slate else next(iter(one for one in reversed(slate) if one not in fixed), -1)
         if gone < 0:
             continue
-        trial = [one for one in slate if one != gone]
-        trial.insert(free[0], rank)
+        trial = [one for one in slate if one not in {gone, ranked.held}]
+        trial.insert(free[0] - (0 <= ranked.held < free[0]), rank)
+        if ranked.held >= 0:
+            trial.insert(ranked.held, ranked.held)
         broken = broken_rules(case, trial, [*promoted, rank])
         if not broken or (not checked and broken <= {"gap", "first three", "causality", "artist gap"}):
             slate, promoted = trial, [*promoted, rank]
@@ -138,10 +145,12 @@ def broken_rules(case: Case, slate: list[int], promoted: list[int]) -> set[str]:
     ranked, params, shown = case.ranked, case.params, case.ranked.shown
     at = sorted(slate.index(rank) for rank in promoted)
     now, organic = worth(case, slate), worth(case, list(range(shown)))
-    kept = [rank for rank in range(shown) if rank not in promoted][: shown - len(promoted)]
+    kept = [rank for rank in range(shown) if rank not in {*promoted, ranked.held}]
+    stay = [rank for rank in slate if rank not in {*promoted, ranked.held}]
     rules = {
         "length": len(slate) == shown == len(set(slate)),
-        "organic order": [rank for rank in slate if rank not in promoted] == kept,
+        "organic order": stay == kept[: len(stay)],
+        "held": ranked.held < 0 or slate[ranked.held] == ranked.held not in promoted,
         "share": len(promoted) <= most(case),
         "gap": all(second - first >= int(params["promotion_gap"]) for first, second in pairwise(at)),
         "first three": sum(place < 3 for place in at) <= int(params["promotion_first"]),

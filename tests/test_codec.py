@@ -43,7 +43,9 @@ def spec(source: Source) -> ShelfSpec:
 def shelf_of(source: Source, rows: NDArray[np.int64], scores: NDArray[np.float64], subject: int = -1) -> Shelf:
     """A shelf; every third item is new."""
     new = rows % 3 == 0
-    return Shelf(spec=spec(source), why=source, subject=subject, rows=rows, scores=scores, new=new)
+    return Shelf(
+        spec=spec(source), why=source, subject=subject, rows=rows, scores=scores, new=new, propensity=np.ones(len(rows))
+    )
 
 
 def token_of(shared: Stamp, snapshot: Snapshot, row: int, slot: Slot) -> str:

@@ -158,6 +158,17 @@ WALKS: Final = {
 }
 NAMES: Final = {one: f"{one.fate.replace('_', '-')}-{number}" for number, one in enumerate(WALKS)}
 IDS: Final = list(NAMES.values())
+CHANCE: Final = """
+[chance]
+params = { exploration_share = 1.0, exploration_floor = 0.0, artist_cap = 0, album_cap = 0 }
+[[chance.shelves]]
+id = "top"
+source = "popular"
+titles = { en = "A heading" }
+size = 2
+minimum = 1
+explore = { place = 1, pool = 2 }
+"""
 LAYERS: Final = """
 [presets.full]
 params = { diversity = "mmr", mmr_lambda = 0.9 }
@@ -177,7 +188,7 @@ params = { popularity_weight = 0.5, artist_cap = 3 }
 def surfaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A surface for each walk, and one with params from everywhere."""
     path = tmp_path_factory.mktemp("fates") / "surfaces.toml"
-    path.write_text("".join(one.surface.replace("SURFACE", name) for one, name in NAMES.items()) + LAYERS)
+    path.write_text("".join(one.surface.replace("SURFACE", name) for one, name in NAMES.items()) + LAYERS + CHANCE)
     return path
 
 
@@ -214,7 +225,7 @@ async def test_a_fate_is_told_from_page_to_sentence(walked: Served, one: Walk, s
 
 def test_every_fate_is_walked() -> None:
     """All that can be left when an organic page is done, and what is said of items that are no candidates."""
-    left = {fate.name.lower() for fate in Fate if fate not in {Fate.PADDING, Fate.PICKED, Fate.GAVE_WAY}}
+    left = {fate.name.lower() for fate in Fate if fate not in {Fate.PADDING, Fate.PICKED, Fate.GAVE_WAY, Fate.OUTDRAWN}}
     assert {one.fate for one in WALKS} == left | {told[0] for told in (UNKNOWN, UNDRAWN, UNFOUND)}
 
 
@@ -226,6 +237,22 @@ async def test_the_counts_of_the_stages_are_the_fates_of_all_items(walked: Serve
     candidates = [told for told in everywhere if "nor is it among the candidates" not in told.text]
     counted = {(stage.stage, fate): count for stage in found[0].stages for fate, count in stage.fates.items()}
     assert Counter((told.stage, told.fate) for told in candidates) == counted
+
+
+async def test_what_chance_does_is_told(walked: Served) -> None:
+    """Of two items that may stand in a place: which one does, with which probability, and which was outdrawn."""
+    met: Counter[str] = Counter()
+    for number in range(20):
+        asked: dict[str, Any] = {"user_id": "ann", "surface": "chance", "session_id": f"s{number}", "context": ABROAD}
+        page = (await explain(walked, **asked)).response
+        first = page.shelves[0].items[0].item_id
+        (shown,) = (await explain(walked, first, **asked)).fates
+        assert shown.text == "top: it is shown, in place 1; chance puts it there with probability 0.5000"
+        met[first] += 1
+    assert len(met) == 2
+    (organic,) = (item for item in met if item != first)
+    (told,) = (await explain(walked, organic, **asked)).fates
+    assert (told.fate, told.stage) in {("outdrawn", "explore"), ("kept", "layout")}
 
 
 async def test_a_missing_affinity_is_what_the_last_candidate_has_more(walked: Served) -> None:

@@ -24,7 +24,7 @@ def shelf(relevance: list[float], bonus: dict[int, float], shown: int, **params:
     own, nobody = np.arange(1, count + 1), np.zeros(count, np.uint64)
     plus = np.array([bonus.get(rank, 0.0) for rank in range(count)])
     ranked = Ranked(
-        shown, np.array(relevance), plus, own, own.astype(np.uint64), nobody, own.astype(np.uint64), own, own
+        shown, np.array(relevance), plus, own, own.astype(np.uint64), nobody, own.astype(np.uint64), own, own, -1
     )
     values = resolve(params)
     return Case(

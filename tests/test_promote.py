@@ -13,7 +13,7 @@ from ranking.history import DAY_S
 from ranking.home import assemble
 from ranking.offers import FADED_S, FULL_S, Promotions, bonus
 from ranking.params import INDEX, PARAMS, resolve
-from ranking.surfaces import Surface
+from ranking.surfaces import EXPLORABLE, Slot, Surface
 from ranking.types import Fate, Home, HomeQuery
 from tests.promoted import Asked, check_page, draw_promotions, offered, same
 from tests.test_home import NOW, draw_query, read, spec
@@ -29,13 +29,19 @@ def serve(
 
 
 def draw_promotable_surface(rng: np.random.Generator, snapshot: Snapshot) -> Surface:
-    """A random surface, half of its shelves and every other page with other rules of promotion than the defaults."""
+    """A random surface, half of its shelves and every other page with other rules of promotion than the defaults.
+
+    Two shelves in five may explore.
+    """
     surface, shelves = draw_surface(rng, snapshot), []
     own = [INDEX[param.name] for param in PARAMS if param.name.startswith("promotion_")]
     for shelf in surface.shelves:
         params = shelf.params.copy()
         params[own] = params[own] if rng.random() < 0.5 else resolve()[own]
-        shelves.append(replace(shelf, params=params, promotable=bool(rng.random() < 0.9)))
+        params[INDEX["exploration_share"]] = rng.choice([0, 0.3, 1])
+        slot = Slot(place=int(rng.integers(1, shelf.size + 1)), pool=int(rng.integers(2, 40)))
+        explore = slot if shelf.source in EXPLORABLE and rng.random() < 0.4 else None
+        shelves.append(replace(shelf, params=params, promotable=bool(rng.random() < 0.9), explore=explore))
     drawn = [float(rng.uniform(PARAMS[place].low, min(PARAMS[place].high, 4))) for place in own]
     values = surface.params.copy()
     values[own] = drawn if rng.random() < 0.5 else values[own]

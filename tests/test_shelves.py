@@ -11,7 +11,6 @@ from features.snapshot import Snapshot
 from ranking.history import recall
 from ranking.home import assemble
 from ranking.params import INDEX, PARAMS, Param, Value, resolve
-from ranking.retrieve import _normal
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import Degraded, Fate, Home, HomeQuery
 from tests.test_home import FREE, NOW, read, serve, spec
@@ -151,13 +150,3 @@ def test_later_presets_win() -> None:
     """A shelf's preset overrides its surface's, which overrides the defaults."""
     values = resolve({"genre_lean": 0.1, "freshness_weight": 1.0}, {"genre_lean": 0.9})
     assert (values[INDEX["genre_lean"]], values[INDEX["freshness_weight"]]) == (0.9, 1.0)
-
-
-def test_noise_is_normal_and_one_seeds_own() -> None:
-    """Mean 0, variance 1, no correlation between seeds, and the same whatever seeds stand beside it."""
-    seeds = np.arange(2000, dtype=np.uint64) * np.uint64(0x1234_5678_9ABC)
-    noise = _normal(seeds, 64)
-    assert abs(noise.mean()) < 0.01
-    assert abs(noise.std() - 1) < 0.01
-    assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 0.01
-    assert (noise[7] == _normal(seeds[7:8], 64)[0]).all()
