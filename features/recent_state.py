@@ -4,10 +4,10 @@ An entry is 24 bytes, little-endian, with a checksum of its own: whoever appends
 spoiled entry spoils no other. Items are named by their keys, which outlive snapshots and embedding spaces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,15 @@ class RecentState:
         return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
 
+_NOTHING: Final[Mapping[str, NDArray[Any]]] = {
+    "item_key": np.empty(0, np.uint64),
+    "at": np.empty(0, np.int64),
+    "session": np.empty(0, np.uint32),
+    "seconds": np.empty(0, np.int64),
+    "did": np.empty(0, np.uint8),
+}
+
+
 def session_of(session_id: str) -> int:
     """How an entry names a session; 0: none was said."""
     return hash64(session_id) & 0xFFFFFFFF if session_id else 0
@@ -91,6 +100,8 @@ def decode_states(values: Sequence[bytes | None]) -> RecentState:
     size = ENTRY.itemsize
     whole = [b"" if value is None else value[: len(value) // size * size] for value in values]
     raw = b"".join(whole)
+    if not raw:  # what most listeners have
+        return RecentState(start=np.zeros(len(whole) + 1, np.int64), **_NOTHING)
     entries, words = np.frombuffer(raw, ENTRY), np.frombuffer(raw, "<u8").reshape(-1, 3)
     good = (entries["checksum"] == _checksum(words)) & (entries["version"] == VERSION)
     owner = np.repeat(np.arange(len(whole)), [len(value) // size for value in whole])[good]
@@ -115,7 +126,7 @@ def halves(both: RecentState) -> tuple[RecentState, RecentState]:
 
 
 def _part(state: RecentState, start: NDArray[np.int64], part: slice) -> RecentState:
-    columns = {name: getattr(state, name)[part] for name in ("item_key", "at", "session", "seconds", "did")}
+    columns = {name: getattr(state, name)[part] for name in _NOTHING}
     return RecentState(start=start - start[0], **columns)
 
 
