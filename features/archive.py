@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from features.books import Bound, from_file, to_file
+from features.errors import InvalidInput
 from features.served_files import all_files, opened_at
 from features.state import write_whole
 
@@ -57,6 +58,10 @@ class Archive:
         """Where a version lies."""
         return self._folder / f"{kind}-{digest}"
 
+    def digests(self, kind: str, prefix: str) -> list[str]:
+        """The digests of kept versions that begin so."""
+        return [path.name.removeprefix(f"{kind}-") for path in self._folder.glob(f"{kind}-{prefix}*")]
+
     def tidy(self) -> None:
         """Marks what is in force, and removes what no sample can name any more."""
         with suppress(OSError):
@@ -80,3 +85,15 @@ def kept_book(archive: Archive, kind: str, digest: str) -> Bound | None:
     with suppress(ValueError):
         return None if content is None else from_file(content)
     return None
+
+
+def named(archive: Archive, kind: str, prefix: str) -> str:
+    """The digest of the one kept version that begins so.
+
+    Raises:
+        InvalidInput: there is none, or more than one.
+    """
+    found = archive.digests(kind, prefix) if prefix.isalnum() else []
+    if len(found) != 1:
+        raise InvalidInput((kind, f"{prefix!r} is no file, and begins {len(found)} kept versions"))
+    return found[0]

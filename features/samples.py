@@ -27,6 +27,7 @@ class Sample:
     page_id: str
     served_ms: int
     user_id: str
+    surface: str
     program: str  # the version of this program
     versions: Versions
     method: str

@@ -66,7 +66,7 @@ class Timing(NamedTuple):
 
     size: int
     read: int
-    stages: dict[str, int]
+    stages: list[int]  # as the block names them
 
 
 class Placement(NamedTuple):
@@ -90,6 +90,7 @@ class Block:
 
     pages: list[Page]
     versions: list[Versions]
+    stages: list[str]
     batches: list[Timing]
     arms: list[Arm]
     shelves: list[str]  # ids, of all pages from the first, each page's from the top
@@ -104,7 +105,8 @@ class Block:
 
 def encode_block(block: Block) -> bytes:
     """Writes a block. No text in it may hold FIELD or LINE."""
-    shared = (VERSION, block.versions, block.batches, block.arms, block.propensities, block.placements, block.organic)
+    of_items = block.propensities, block.placements, block.organic
+    shared = (VERSION, block.versions, block.stages, block.batches, block.arms, *of_items)
     tables = json.dumps(shared, separators=(",", ":")).encode()
     lines = LINE.join([_LINE % page for page in block.pages]).encode()
     shelves = FIELD.join(block.shelves).encode()
@@ -144,7 +146,7 @@ def _decoded(raw: bytes) -> Block:
     version, *shared = json.loads(texts[0])
     if version != VERSION:
         raise ValueError(f"pages of version {version}")
-    versions, batches, arms, propensities, placements, organic = shared
+    versions, stages, batches, arms, propensities, placements, organic = shared
     columns = []
     for kind, count in (("|u1", shelves), ("<u8", items), ("<f4", items), ("<u8", organic_items)):
         columns.append(np.frombuffer(raw, kind, count, place))
@@ -152,6 +154,7 @@ def _decoded(raw: bytes) -> Block:
     return Block(
         pages=[_page(line) for line in texts[1].split(LINE)] if texts[1] else [],
         versions=[Versions(*one) for one in versions],
+        stages=stages,
         batches=[Timing(*one) for one in batches],
         arms=[Arm(*one) for one in arms],
         shelves=texts[2].split(FIELD) if shelves else [],

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from features.served_pages import LIST, Arm, Block, Organic, Page, Placement, Timing, Versions
 from features.snapshot import Snapshot
 from ranking.experiments.assignment import Assignment
+from ranking.home import STAGES
 from ranking.types import HomeQuery, Shelf
 from server.guard import Call
 from server.served import Batch, Served
@@ -44,6 +45,7 @@ def block_of(noted: Sequence[Noted], snapshot: Snapshot, source: Source) -> Bloc
     return Block(
         pages=pages,
         versions=list(shared.versions),
+        stages=list(STAGES),
         batches=[_timing(batch) for batch in shared.batches],
         arms=[Arm(one.layer, one.experiment, one.arm, one.reason) for one in shared.arms],
         shelves=[shelf.spec.id for shelf in shelves],
@@ -121,8 +123,7 @@ def _page(one: Noted, shared: _Shared) -> Page:
 
 
 def _timing(batch: Batch) -> Timing:
-    stages = {stage: round(seconds * 1e6) for stage, seconds in batch.trace.stages}
-    return Timing(batch.size, round(batch.read_s * 1e6), stages)
+    return Timing(batch.size, int(batch.read_s * 1e6), [int(seconds * 1e6) for _, seconds in batch.trace.stages])
 
 
 def _of_promotion(shelves: Sequence[Shelf]) -> tuple[list[Placement], list[Organic], list[NDArray[np.int64]]]:

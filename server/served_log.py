@@ -158,6 +158,7 @@ def _sample(one: Noted, source: Source) -> Sample:
         page_id=one.call.request_id,
         served_ms=one.served_ms,
         user_id=one.query.user_id,
+        surface=one.query.surface.name,
         program=VERSION,
         versions=versions_of(one.served, source),
         method=one.request.DESCRIPTOR.name.removesuffix("Request"),
