@@ -155,7 +155,7 @@ def test_a_page_counts_once_wherever_a_run_ends(
     write(store.state, blocks)
     monkeypatch.setattr(served_, "ROUND_BYTES", 100_000)
     target: Any = Path if step == "unlink" else served_
-    real: "Callable[..., Any]" = getattr(target, step)
+    real: Callable[..., Any] = getattr(target, step)
     for survived in range(40):
         calls = iter(range(survived + 1))
 
