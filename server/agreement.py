@@ -19,9 +19,11 @@ def rbo(one: Sequence[Hashable], other: Sequence[Hashable], p: float = PERSISTEN
     Beyond what both rankings hold it is extrapolated: RBO_ext, equation 32 of Webber, Moffat and Zobel, A Similarity
     Measure for Indefinite Rankings, ACM TOIS 28(4), 2010. Two empty rankings are alike.
     """
+    if list(one) == list(other):
+        return 1.0  # to the last bit, which the sum is not
     short, long = sorted((one, other), key=len)
     if not short:
-        return 0.0 if long else 1.0
+        return 0.0
     s, length = len(short), len(long)
     seen_short: set[Hashable] = set()
     seen_long: set[Hashable] = set()

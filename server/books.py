@@ -72,7 +72,7 @@ class Kind(Generic[BookT]):
 class Follower(ABC, Generic[BookT]):
     """Holds a book and follows its pointer. A refusal keeps the old one, is logged once, and counted."""
 
-    def __init__(  # noqa: PLR0913  # what a book is followed with
+    def __init__(
         self,
         kind: Kind[BookT],
         state: State,

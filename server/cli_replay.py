@@ -97,17 +97,13 @@ def _settings(said: list[str]) -> dict[str, str]:
 def _assigner(state: State, replayer: "Replayer", said: str) -> "Assigner":
     """Assigns by the book that a file would make of the one last in force here, or by a kept one."""
     from features.archive import named
-    from features.books import kept
     from ranking.experiments.applying import EMPTY, apply
     from ranking.experiments.assignment import Assigner
-    from ranking.experiments.book import read_book, read_ledger
     from server.cli_experiments import spec_in
-    from server.experiments import KIND
+    from server.experiments import BOOKS, KIND
 
     if Path(said).exists():
-        bound = kept(state, KIND)
-        before = EMPTY if bound is None else read_book(bound.raw, read_ledger(bound.raw, bound.digest), bound.blobs)
-        return Assigner(apply(before, spec_in(Path(said)), seed=DRAWN_WITH))
+        return Assigner(apply(BOOKS.kept(state) or EMPTY, spec_in(Path(said)), seed=DRAWN_WITH))
     return Assigner(replayer.book(named(replayer.archive, KIND, said)))
 
 

@@ -17,13 +17,13 @@ from features.snapshot import Snapshot, load
 from features.state import State
 from protos.home.v1 import home_pb2
 from ranking.experiments.assignment import Assigner
-from ranking.experiments.book import Book, read_book, read_ledger
+from ranking.experiments.book import Book
 from ranking.home import assemble
 from ranking.surfaces import Surface, load_surfaces
 from ranking.types import HomeQuery
 from server import explain
 from server.agreement import overlap, rbo
-from server.experiments import KIND
+from server.experiments import BOOKS, KIND
 from server.identity import Principal, Role
 from server.page_record import Page, difference, page_record, read_page
 from server.queries import to_query, to_shelf_query
@@ -164,7 +164,7 @@ class Replayer:
         if bound is None:
             raise Unreplayable(f"experiment book {digest[:12]} is not kept")
         try:
-            return read_book(bound.raw, read_ledger(bound.raw, bound.digest), bound.blobs)
+            return BOOKS.read(bound.raw, bound.digest, lambda name: bound.blobs.get(name, b""))
         except BookRefused as error:
             raise Unreplayable(f"experiment book {digest[:12]} cannot be read: {error}") from error
 
