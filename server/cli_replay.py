@@ -4,7 +4,7 @@ from collections import deque
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,8 +14,6 @@ from server.options import JsonOption, PrefixOption, RedisOption, StateOption, r
 from server.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    import redis as redis_
-
     from features.snapshot import Snapshot
     from ranking.experiments.assignment import Assigner
     from server.replay import Records, Replayer
@@ -122,12 +120,11 @@ def _records(settings: Settings, stack: ExitStack) -> "Records":
     keys = Keys(prefix=settings.prefix)
 
     @cache
-    def client() -> "redis_.Redis":
-        found: redis_.Redis = stack.enter_context(connect(stack.enter_context(redis_url(settings))))
-        return found
+    def client() -> Any:
+        return stack.enter_context(connect(stack.enter_context(redis_url(settings))))
 
     def read(user_id: str, space_id: str) -> bytes | None:
-        found: bytes | None = client().get(keys.record(user_id, space_id))  # type: ignore[assignment]  # not awaited
+        found: bytes | None = client().get(keys.record(user_id, space_id))
         return found
 
     return read

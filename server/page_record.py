@@ -9,8 +9,17 @@ from typing import Any, Final
 from features.snapshot import Snapshot
 from ranking.types import Degraded, Home, Shelf
 
-OF_THE_PROCESS: Final = frozenset({Degraded.SNAPSHOT_STALE, Degraded.EXPERIMENTS_STALE})
-"""Reasons that no page is made again with: they tell of the worker's clock, not of the page."""
+OF_THE_CORE: Final = frozenset(
+    {
+        Degraded.LISTENER_LATE,
+        Degraded.LISTENER_INVALID,
+        Degraded.STORE_DOWN,
+        Degraded.RETRIEVAL_PARTIAL,
+        Degraded.RETRIEVAL_DOWN,
+        Degraded.BLOCKLIST_UNKNOWN,
+    }
+)
+"""Reasons that a page is made again with; the others tell of the worker and its clock."""
 
 Page = dict[str, Any]
 
@@ -23,7 +32,7 @@ def page_record(home: Home, snapshot: Snapshot) -> bytes:
         "cold_start": home.cold_start,
         "folded_in": home.folded_in,
         "coverage": home.coverage,
-        "degraded": [reason.value for reason in home.degraded if reason not in OF_THE_PROCESS],
+        "degraded": [reason.value for reason in home.degraded if reason in OF_THE_CORE],
         "arms": [[one.layer, one.experiment, one.arm, one.reason.value] for one in home.assignments],
         "experiment_book": home.experiment_book,
     }
