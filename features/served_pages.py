@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 VERSION: Final = 2
 FIELD, LINE, LIST = "\x1f", "\x1e", ","  # between fields, between pages, between the entries of a field
+_JSON: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # made once: it costs as much as its work
 _HEAD: Final = struct.Struct("<IIIIII")  # bytes of tables, of lines and of shelf ids; shelves, items, organic items
 
 
@@ -107,7 +108,7 @@ def encode_block(block: Block) -> bytes:
     """Writes a block. No text in it may hold FIELD or LINE."""
     of_items = block.propensities, block.placements, block.organic
     shared = (VERSION, block.versions, block.stages, block.batches, block.arms, *of_items)
-    tables = json.dumps(shared, separators=(",", ":")).encode()
+    tables = _JSON.encode(shared).encode()
     lines = LINE.join([_LINE % page for page in block.pages]).encode()
     shelves = FIELD.join(block.shelves).encode()
     counts = len(block.counts), len(block.item_keys), len(block.organic_keys)
