@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION: Final = 2
+VERSION: Final = 3
 FIELD, LINE, LIST = "\x1f", "\x1e", ","  # between fields, between pages, between the entries of a field
 _JSON: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False)  # made once: it costs as much as its work
 _HEAD: Final = struct.Struct("<IIIIII")  # bytes of tables, of lines and of shelf ids; shelves, items, organic items
@@ -35,6 +35,8 @@ class Page(NamedTuple):
     cold_start: int  # 0, 1
     sampled: int  # 0, 1: it can be replayed
     shelves: int  # how many
+    first_shelf: int  # the place of the first on the page; beyond 0 where a page token was followed
+    first_place: int  # the place of the first item on that shelf; beyond 0 where more of a shelf was asked for
     arms: str  # which of the block's, as a list
     degraded: str  # reasons, as a list
 

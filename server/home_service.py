@@ -120,7 +120,9 @@ class HomeService:
             if any(field == "page_token" for field, _ in error.violations):
                 self.paging.metrics.token_refused("page")
             raise
-        return await self.paging.turn(turn, self.snapshots.current, call)
+        turned = await self.paging.turn(turn, self.snapshots.current, call)
+        self.served_log.note_turn(request, call, turned)
+        return turned.response
 
     async def _submit(self, query: HomeQuery, call: Call) -> Served:
         served = await self.batcher.submit(query, deadline=call.deadline)

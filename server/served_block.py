@@ -7,13 +7,19 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from features.recent_state import session_of
 from features.served_pages import LIST, Arm, Block, Organic, Page, Placement, Timing, Versions
 from features.snapshot import Snapshot
+from protos.home.v1 import home_pb2
 from ranking.experiments.assignment import Assignment
 from ranking.home import STAGES
 from ranking.types import HomeQuery, Shelf
 from server.guard import Call
+from server.paging import Turned
+from server.queries import DEFAULT_SURFACE
 from server.served import Batch, Served
+
+Request = home_pb2.GetHomeRequest | home_pb2.GetShelfRequest
 
 
 class Source(NamedTuple):
@@ -56,6 +62,52 @@ def block_of(noted: Sequence[Noted], snapshot: Snapshot, source: Source) -> Bloc
         placements=placements,
         organic=organic,
         organic_keys=keys[np.concatenate(slates)] if slates else _NO_KEYS,
+    )
+
+
+def block_of_turn(request_id: str, served_ms: int, request: Request, turned: Turned, source: Source) -> Block:
+    """A later part of a page, as a block of its own; its arms and versions are those of the part before."""
+    words, rows = turned.words, turned.rows
+    shelf = np.repeat(np.arange(len(words.heads)), words.lengths)
+    counts = np.bincount(shelf[rows >= 0], minlength=len(words.heads))
+    there = counts > 0
+    keys = turned.snapshot.columns["item_key"]
+    context = request.context
+    page = Page(
+        turned.page,
+        request_id,
+        served_ms,
+        request.user_id,
+        request.surface or DEFAULT_SURFACE,
+        session_of(request.session_id),
+        context.market or turned.market,
+        context.device if context.device.isprintable() else "",
+        context.locale,
+        0,
+        0,
+        0,
+        0,
+        int(there.sum()),
+        words.first.shelf,
+        words.first.place,
+        "",
+        "",
+    )
+    heads = [head for head, some in zip(words.heads, there.tolist(), strict=True) if some]
+    return Block(
+        pages=[page],
+        versions=[Versions(turned.snapshot.digest, "", "", *source)],
+        stages=[],
+        batches=[Timing(1, 0, [])],
+        arms=[],
+        shelves=[home_pb2.Shelf.FromString(head).id for head in heads],
+        counts=counts[there].astype(np.uint8),
+        item_keys=keys[rows[rows >= 0]],
+        scores=words.scores[rows >= 0].astype(np.float32),
+        propensities=[],
+        placements=[],
+        organic=[],
+        organic_keys=_NO_KEYS,
     )
 
 
@@ -117,6 +169,8 @@ def _page(one: Noted, shared: _Shared) -> Page:
         1 if home.cold_start else 0,
         1 if one.sampled else 0,
         len(home.shelves),
+        0,
+        0,
         LIST.join([shared.arm(arm) for arm in home.assignments]) if home.assignments else "",
         LIST.join(home.degraded) if home.degraded else "",
     )

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -29,8 +30,9 @@ from ranking.types import HomeQuery
 from server.guard import Call
 from server.metrics import Metrics
 from server.page_record import page_record
+from server.paging import Turned
 from server.served import Served
-from server.served_block import Noted, Source, block_of, versions_of
+from server.served_block import Noted, Request, Source, block_of, block_of_turn, versions_of
 from server.settings import Settings
 from server.version import VERSION
 
@@ -94,14 +96,26 @@ class ServedLog:
         elif len(self._noted) == EVERY_PAGES:
             asyncio.get_running_loop().call_soon(self.flush)
 
+    def note_turn(self, request: Request, call: Call, turned: Turned) -> None:
+        """A later part of a page goes out; as above."""
+        if not self._on:
+            return
+        at_ms = time.time_ns() // 1_000_000
+
+        def written() -> bytes:
+            return encode_block(block_of_turn(call.request_id, at_ms, request, turned, self._source))
+
+        asyncio.get_running_loop().call_soon(self._hand_in, PAGES, 1, written)
+
     def flush(self) -> None:
         """Hands to the thread what was noted."""
         noted, self._noted = self._noted, []
         for _, group in groupby(noted, key=lambda one: one.served.snapshot.digest):
-            self._hand_in(PAGES, list(group), self._block)
+            some = list(group)
+            self._hand_in(PAGES, len(some), partial(self._block, some))
         for one in noted:
             if one.sampled:
-                self._hand_in(SAMPLE, [one], self._sample)
+                self._hand_in(SAMPLE, 1, partial(self._sample, one))
 
     def close(self) -> None:
         """Writes what was handed in, and closes the files; blocks until that is done, or a disk has had its time."""
@@ -113,21 +127,21 @@ class ServedLog:
     def _block(self, noted: list[Noted]) -> bytes:
         return encode_block(block_of(noted, noted[0].served.snapshot, self._source))
 
-    def _sample(self, noted: list[Noted]) -> bytes:
-        return encode_sample(_sample(noted[0], self._source))
+    def _sample(self, one: Noted) -> bytes:
+        return encode_sample(_sample(one, self._source))
 
-    def _hand_in(self, kind: int, noted: list[Noted], written: Callable[[list[Noted]], bytes]) -> None:
+    def _hand_in(self, kind: int, pages: int, written: Callable[[], bytes]) -> None:
         try:
-            body = written(noted)
+            body = written()
         except Exception:  # noqa: BLE001  # whatever it is: pages go on
             _log.exception("served pages cannot be told")
-            self._metrics.page_log_lost(_KINDS[kind], "fault", len(noted))
+            self._metrics.page_log_lost(_KINDS[kind], "fault", pages)
             return
         if self._put - self._taken + len(body) > QUEUE_BYTES:
-            self._metrics.page_log_lost(_KINDS[kind], "queue", len(noted))
+            self._metrics.page_log_lost(_KINDS[kind], "queue", pages)
             return
         self._put += len(body)
-        self._queue.put(Frame(kind, len(noted), body))
+        self._queue.put(Frame(kind, pages, body))
 
     def _write_on(self) -> None:
         """The thread's work: short turns of Python, and calls that let the event loop run meanwhile."""

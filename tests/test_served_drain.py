@@ -61,7 +61,24 @@ def _page(rng: np.random.Generator, number: int, shelves: int) -> Page:
     at = START_MS + int(rng.integers(2 * DAY_MS))
     user = f"u{rng.integers(30)}"
     return Page(
-        f"p{number}", f"p{number}", at, user, "home", 7, "GB", "phone", "en", 0, 0, 0, 1, shelves, "0,1", "STORE_DOWN"
+        f"p{number}",
+        f"p{number}",
+        at,
+        user,
+        "home",
+        7,
+        "GB",
+        "phone",
+        "en",
+        0,
+        0,
+        0,
+        1,
+        shelves,
+        2,
+        3,
+        "0,1",
+        "STORE_DOWN",
     )
 
 
@@ -132,7 +149,7 @@ def test_every_field_becomes_a_column(store: Store, tmp_path: Path) -> None:
             for place_of_shelf in range(page.shelves):
                 for place in range(int(block.counts[shelf])):
                     one = next(found)
-                    assert (one["shelf_place"], one["place"]) == (place_of_shelf, place)
+                    assert (one["shelf_place"], one["place"]) == (2 + place_of_shelf, 3 + place)
                     assert (one["shelf"], one["item_key"]) == (block.shelves[shelf], int(block.item_keys[item]))
                     assert (one["score"], one["propensity"]) == (float(block.scores[item]), drawn.get(item, 1.0))
                     assert one["campaign"] == (placed[item].campaign if item in placed else None)

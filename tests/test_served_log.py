@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,9 +99,44 @@ async def test_every_page_is_logged_as_it_was_shown(published: Store) -> None:
     assert sorted(page.user_id for page in pages_in(published.state.served_pages)) == sorted([*users, "u0000001"])
 
 
+async def test_later_parts_are_logged_under_their_page(published: Store) -> None:
+    """Pages turned to their end, and a shelf: each part under the id of the page, from where the part before ended."""
+    parts: list[tuple[str, int, int, Any]] = []  # page, first shelf, first place, response
+    async with serving(published.state, published.url) as one:
+        home = home_pb2_grpc.HomeServiceStub(one.channel)
+        for user in ("u0000001", "u0000002", "nobody"):
+            token, page, first = "", "", 0
+            while token or not page:
+                answer = await one.get_home(user, page_size=2, page_token=token)
+                page, token = page or answer.request_id, answer.next_page_token
+                parts.append((page, first, 0, answer.shelves))
+                first += len(answer.shelves)
+        token, page, first = "", "", 0
+        while first < 60:
+            asked = home_pb2.GetShelfRequest(
+                user_id="u0000001", shelf_id="picked-for-you", page_size=20, page_token=token
+            )
+            more = await home.GetShelf(asked, metadata=one.metadata)
+            page, token = page or more.request_id, more.next_page_token
+            parts.append((page, 0, first, [more.shelf]))
+            first += len(more.shelf.items)
+    found = []
+    for block in blocks_in(published.state.served_pages):
+        shelves = (each for _, own in shown(block) for each in own)
+        for page_ in block.pages:
+            own = [next(shelves)[:2] for _ in range(page_.shelves)]
+            found.append((page_.page_id, page_.first_shelf, page_.first_place, own))
+    wanted = [
+        (page, shelf, place, [(s.id, item_keys(item.item_id for item in s.items).tolist()) for s in shelves])
+        for page, shelf, place, shelves in parts
+    ]
+    assert len({page for page, *_ in wanted}) == 4
+    assert sorted(found) == sorted(wanted)
+
+
 def test_a_block_comes_back_in_every_field() -> None:
     """Placements, organic slates, propensities, pages without shelves: what was written is read."""
-    page = Page("p1", "r1", 5, "u1", "home", 7, "GB", "a, b", "en", 0, 0, 0, 1, 2, "0,1", "STORE_DOWN")
+    page = Page("p1", "r1", 5, "u1", "home", 7, "GB", "a, b", "en", 0, 0, 0, 1, 2, 3, 4, "0,1", "STORE_DOWN")
     block = Block(
         pages=[page, page._replace(page_id="p2", shelves=0, arms="", degraded="", device="", locale="")],
         versions=[Versions("s", "e", "", "f", "full")],

@@ -46,8 +46,8 @@ ITEMS: Final = pl.Schema(
         "surface": pl.String(),
         "arms": pl.List(pl.String()),  # EXPERIMENT/ARM, those by bucket
         "shelf": pl.String(),
-        "shelf_place": pl.UInt8(),  # from 0, from the top of what the request was answered
-        "place": pl.UInt8(),  # from 0, on the shelf
+        "shelf_place": pl.UInt8(),  # from 0, from the top of the page
+        "place": pl.UInt16(),  # from 0, on the shelf; what may not be shown any more on a later part left out
         "item_key": pl.UInt64(),
         "score": pl.Float32(),
         "propensity": pl.Float32(),
@@ -113,6 +113,8 @@ def _items(block: Block) -> pl.DataFrame:
     shelf = np.repeat(np.arange(len(counts)), counts)  # [item]
     top = np.searchsorted(of_page, of_page)  # [shelf], the first of its page
     page = of_page[shelf] if len(shelf) else shelf
+    first_shelf = np.array([one.first_shelf for one in block.pages], np.int64)
+    first_place = np.array([one.first_place for one in block.pages], np.int64)
     propensity = np.ones(len(shelf), np.float32)
     for item, value in block.propensities:
         propensity[item] = value
@@ -129,8 +131,8 @@ def _items(block: Block) -> pl.DataFrame:
             "surface": _taken([one.surface for one in block.pages], page),
             "arms": _taken(arms, page, ITEMS["arms"]),
             "shelf": _taken(block.shelves, shelf),
-            "shelf_place": (np.arange(len(counts)) - top)[shelf] if len(shelf) else shelf,
-            "place": np.arange(len(shelf)) - np.repeat(np.cumsum(counts) - counts, counts),
+            "shelf_place": (np.arange(len(counts)) - top)[shelf] + first_shelf[page] if len(shelf) else shelf,
+            "place": np.arange(len(shelf)) - np.repeat(np.cumsum(counts) - counts, counts) + first_place[page],
             "item_key": block.item_keys,
             "score": block.scores,
             "propensity": propensity,
