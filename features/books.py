@@ -171,9 +171,7 @@ class BookShelf:
 
 def keep(state: State, kind: str, book: Bound) -> None:
     """Writes the last good book to disk, whole."""
-    blobs = {digest: base64.b64encode(blob).decode() for digest, blob in book.blobs.items()}
-    said = {"digest": book.digest, "json": book.raw.decode(), "blobs": blobs}
-    write_whole(state.book(kind), json.dumps(said).encode(), durable=True)
+    write_whole(state.book(kind), to_file(book), durable=True)
 
 
 def kept(state: State, kind: str) -> Bound | None:
@@ -183,10 +181,28 @@ def kept(state: State, kind: str) -> Bound | None:
         BookRefused: the file cannot be read.
     """
     try:
-        said = json.loads(state.book(kind).read_bytes())
-        blobs = {digest: base64.b64decode(blob) for digest, blob in said["blobs"].items()}
-        return Bound(digest=said["digest"], raw=said["json"].encode(), blobs=blobs)
+        return from_file(state.book(kind).read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise BookRefused(f"the last good book on disk cannot be read: {error!r}") from error
+
+
+def to_file(book: Bound) -> bytes:
+    """A book as one file, with its blobs."""
+    blobs = {digest: base64.b64encode(blob).decode() for digest, blob in book.blobs.items()}
+    return json.dumps({"digest": book.digest, "json": book.raw.decode(), "blobs": blobs}).encode()
+
+
+def from_file(content: bytes) -> Bound:
+    """Reads what `to_file` wrote.
+
+    Raises:
+        ValueError: it was not.
+    """
+    try:
+        said = json.loads(content)
+        blobs = {digest: base64.b64decode(blob) for digest, blob in said["blobs"].items()}
+        return Bound(digest=said["digest"], raw=said["json"].encode(), blobs=blobs)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a book: {error!r}") from error

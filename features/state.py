@@ -4,6 +4,9 @@
 ├── snapshots/<digest>/   published snapshots, immutable
 ├── pointer.json          the last snapshot that was served well, for a start without Redis
 ├── books/<kind>.json     the last good book of each kind, with its blobs
+├── served/pages/         the log of served pages, until it is drained (private, as what stands below it)
+├── served/samples/       all that a share of these pages was made from, for replay
+├── served/versions/      the books and surfaces files that samples name
 ├── workers/<pid>.json    heartbeats: which worker serves which snapshot; <pid>.end: why one ended
 ├── serve.json            where the running server listens
 ├── tokens.json           principals: hashed tokens and certificate names, with roles
@@ -71,6 +74,21 @@ class State:
     def book(self, kind: str) -> Path:
         """The last good book of a kind."""
         return self.path / "books" / f"{kind}.json"
+
+    @property
+    def served_pages(self) -> Path:
+        """The folder of the log of served pages."""
+        return self.path / "served" / "pages"
+
+    @property
+    def served_samples(self) -> Path:
+        """The folder of the samples that replay reads."""
+        return self.path / "served" / "samples"
+
+    @property
+    def served_versions(self) -> Path:
+        """The folder of the books and surfaces files that samples name."""
+        return self.path / "served" / "versions"
 
     @property
     def tokens(self) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
+from features.archive import Archive, keep_book
 from features.books import BookPointer, BookReader, BookShelf, Bound, keep, kept, read_book_pointer
 from features.errors import BookRefused, NotFound, Unavailable, WrongState
 from features.state import State
@@ -72,14 +73,22 @@ class Follower(ABC, Generic[BookT]):
     """Holds a book and follows its pointer. A refusal keeps the old one, is logged once, and counted."""
 
     def __init__(
-        self, kind: Kind[BookT], state: State, reader: BookReader, metrics: Metrics, *, max_age_s: float
+        self,
+        kind: Kind[BookT],
+        state: State,
+        reader: BookReader,
+        metrics: Metrics,
+        *,
+        max_age_s: float,
+        archive: Archive | None = None,
     ) -> None:
-        """Holds nothing yet; `refresh` reads."""
+        """Holds nothing yet; `refresh` reads, and archives each book before it is in force."""
         self._kind = kind
         self._state = state
         self._reader = reader
         self._metrics = metrics
         self._max_age_s = max_age_s
+        self._archive = archive
         self._read_at = time.monotonic()
         self._book: BookT | None = None
         self._fell_back = False
@@ -149,12 +158,13 @@ class Follower(ABC, Generic[BookT]):
         await self._put_in_force(book)
         self._refused = ("", "")
         try:
-            bound = Bound(digest=book.digest, raw=book.raw, blobs=book.blobs)
-            await asyncio.to_thread(keep, self._state, self._kind.name, bound)
+            await asyncio.to_thread(keep, self._state, self._kind.name, _bound(book))
         except OSError:
             self._log.exception("the last good book on disk stays as it was")
 
     async def _put_in_force(self, book: BookT) -> None:
+        if self._archive is not None:
+            await asyncio.to_thread(keep_book, self._archive, self._kind.name, _bound(book))
         told = await self._take(book)
         self._book = book
         self._metrics.book_taken(self._kind.name)
@@ -230,6 +240,9 @@ def put(book: BookT, now: InForce[BookT], shelf: BookShelf, *, by: str) -> BookP
     sequence = 1 if now.pointer is None else now.pointer.sequence + 1
     pointer = BookPointer(digest=book.digest, sequence=sequence, applied_at=time.time(), applied_by=by)
     left = {now.book.digest, *now.book.blobs} - {book.digest, *book.blobs}
-    bound = Bound(digest=book.digest, raw=book.raw, blobs=book.blobs)
-    shelf.put(bound, pointer, after=now.stored, left=left)
+    shelf.put(_bound(book), pointer, after=now.stored, left=left)
     return pointer
+
+
+def _bound(book: Stored) -> Bound:
+    return Bound(digest=book.digest, raw=book.raw, blobs=book.blobs)

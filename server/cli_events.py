@@ -2,9 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -16,7 +14,10 @@ from server.options import JsonOption, PrefixOption, QuietOption, RedisOption, S
 from server.settings import load_settings
 
 if TYPE_CHECKING:
-    from features.offline.drain import DrainReport
+    from collections.abc import Callable
+
+    from features.offline.drain import DrainReport, Progress
+    from features.offline.served import ServedReport
 
 events = typer.Typer(help="What listeners did: drain it into files.", no_args_is_help=True)
 
@@ -33,9 +34,11 @@ def drain(
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Move events from Redis to Parquet files, each event once; may be killed and run again at any time.
+    """Move events and served pages to Parquet files, each once; may be killed and run again at any time.
 
     OUT/day=YYYY-MM-DD/ holds the events by the day on which they occurred.
+    OUT/pages/day=YYYY-MM-DD/ holds the pages that were served on a day,
+    OUT/served/day=YYYY-MM-DD/ each item that they showed: join by page_id.
     Leave the last five days there: in them it looks for what it has drained.
     OUT/listens/ holds the plays of each day as the table `listens`: with
     OUT/items.parquet beside it, `mantel build --data OUT` trains on them.
@@ -46,29 +49,38 @@ def drain(
     from features.keys import Keys
     from features.offline.drain import drain as drain_events
     from features.offline.publish import connect
+    from features.offline.served import drain_served
     from server import face, reports
 
     settings = load_settings(state=state, redis=redis, prefix=prefix)
     held = "another drain is under way on this state directory"
-    with State(settings.state).lock("drain", wait=False, held=held), redis_url(settings) as url, connect(url) as client:
-        drain_once = partial(drain_events, client, Keys(prefix=settings.prefix), out)
+    where, keys = State(settings.state), Keys(prefix=settings.prefix)
+    with where.lock("drain", wait=False, held=held), redis_url(settings) as url, connect(url) as client:
+
+        def drain_once(progress: "Progress") -> tuple["DrainReport", "ServedReport"]:
+            events = drain_events(client, keys, out, progress=progress)
+            return events, drain_served(client, keys, where, out, progress=progress)
+
         if follow:
             _follow(drain_once, every_s, as_json=json_)
         with face.progress(quiet=quiet or json_) as tell:
-            report = drain_once(progress=tell)
-    reports.drain(report, out, as_json=json_)
+            report, served = drain_once(tell)
+    reports.drain(report, served, out, as_json=json_)
 
 
-def _follow(drain_once: Callable[..., "DrainReport"], every_s: float, *, as_json: bool) -> NoReturn:
+def _follow(
+    drain_once: "Callable[[Progress], tuple[DrainReport, ServedReport]]", every_s: float, *, as_json: bool
+) -> NoReturn:
     """Drains until it is ended; a Redis that is away is waited for."""
     while True:
         try:
-            report = drain_once(progress=lambda *_: None)
+            report, served = drain_once(lambda *_: None)
         except Unavailable as error:
             typer.secho(f"mantel: {error}; trying again", fg="yellow", err=True)
         else:
             if as_json:
-                typer.echo(json.dumps(asdict(report)))
-            elif report.read:
-                typer.echo(f"{time.strftime('%H:%M:%S')} {report.written:,} events, {report.repeated:,} known already")
+                typer.echo(json.dumps(asdict(report) | {"served": asdict(served)}))
+            elif report.read or served.pages:
+                found = f"{report.written:,} events, {report.repeated:,} known already, {served.pages:,} pages"
+                typer.echo(f"{time.strftime('%H:%M:%S')} {found}")
         time.sleep(every_s)

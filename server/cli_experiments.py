@@ -15,6 +15,7 @@ from server.settings import load_settings
 if TYPE_CHECKING:
     from protos.client import ExperimentClient
     from protos.experiments.v1 import experiments_pb2
+    from ranking.experiments.spec import Spec
 
 experiments = typer.Typer(help="See and change which experiments are running.", no_args_is_help=True)
 
@@ -146,6 +147,16 @@ def _read(file: Path) -> "experiments_pb2.Spec":
     from google.protobuf.json_format import ParseDict
 
     from protos.experiments.v1 import experiments_pb2
+
+    return ParseDict(spec_in(file).model_dump(mode="json", exclude_none=True), experiments_pb2.Spec())
+
+
+def spec_in(file: Path) -> "Spec":
+    """A file's spec, each field checked by itself.
+
+    Raises:
+        InvalidInput: naming the file, or every field that is wrong.
+    """
     from ranking.experiments.spec import read_spec
 
     try:
@@ -153,5 +164,4 @@ def _read(file: Path) -> "experiments_pb2.Spec":
         said: Any = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise InvalidInput((str(file), f"cannot be read: {error}")) from error
-    spec = read_spec(json.dumps(said))
-    return ParseDict(spec.model_dump(mode="json", exclude_none=True), experiments_pb2.Spec())
+    return read_spec(json.dumps(said))

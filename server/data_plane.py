@@ -17,8 +17,9 @@ from features.preference_store import PreferenceStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
 from server.batching import Batcher
 from server.experiments import Experiments
-from server.home_service import Served
 from server.metrics import Metrics
+from server.served import Served
+from server.served_log import ServedLog
 from server.settings import Settings
 from server.signing import SigningFile
 from server.snapshots import Snapshots
@@ -40,6 +41,7 @@ class DataPlane:
     snapshots: Snapshots
     experiments: Experiments
     batcher: Batcher[Any, Served]
+    served_log: ServedLog
     event_store: EventStore
     event_batcher: Batcher[Any, Recorded]
     page_store: PageStore
@@ -55,6 +57,7 @@ class DataPlane:
         Where housekeeping, batching or beating ends before, so does this, with its error: half a worker serves nobody.
         """
         use_one_thread()
+        self.served_log.start()
         listening = asyncio.Event()
         work = (
             self._beat_on(time.time(), listening),
@@ -80,6 +83,8 @@ class DataPlane:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.transport.stop(0)
+            self.served_log.flush()
+            await asyncio.to_thread(self.served_log.close)
             await self.store.close()
             await self.event_store.close()
             await self.page_store.close()

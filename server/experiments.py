@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from features.archive import Archive
 from features.books import BookReader
 from features.state import State
 from ranking.experiments.assignment import Assigner
@@ -30,9 +31,17 @@ BOOKS: Final = Kind(name=KIND, max_json=MAX_JSON, max_blob=MAX_BLOB, open=_open)
 class Experiments(Follower[Book]):
     """Holds the current book, and who is served which arm by it."""
 
-    def __init__(self, state: State, reader: BookReader, metrics: Metrics, *, max_age_s: float) -> None:
+    def __init__(
+        self,
+        state: State,
+        reader: BookReader,
+        metrics: Metrics,
+        *,
+        max_age_s: float,
+        archive: Archive | None = None,
+    ) -> None:
         """Holds nothing yet; `refresh` reads."""
-        super().__init__(BOOKS, state, reader, metrics, max_age_s=max_age_s)
+        super().__init__(BOOKS, state, reader, metrics, max_age_s=max_age_s, archive=archive)
         self.assigner: Assigner | None = None
 
     def mark_stale(self, homes: tuple[Home, ...]) -> tuple[Home, ...]:

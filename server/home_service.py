@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from google.protobuf.message import Message
 
 from features.errors import InvalidInput, NotFound, Unavailable
 from features.keys import hash64
 from features.listener_store import ListenerStore
-from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
 from ranking.home import assemble
 from ranking.surfaces import Surface
-from ranking.types import Home, HomeQuery, Trace
+from ranking.types import HomeQuery
 from server import explain, fates
 from server.batching import Batcher
 from server.codec import encode_home, encode_ranked, encode_shelf
@@ -25,16 +25,9 @@ from server.metrics import Metrics
 from server.page_tokens import Reader
 from server.paging import Paging
 from server.queries import DEFAULT_SURFACE, to_query, to_rank_query, to_shelf_query, to_turn
+from server.served import Batch, Served
+from server.served_log import ServedLog
 from server.snapshots import Snapshots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """A page, the snapshot that it was made from, and how long its batch took."""
-
-    home: Home
-    snapshot: Snapshot
-    trace: Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +40,7 @@ class HomeService:
     paging: Paging
     snapshots: Snapshots
     log: RequestLog
+    served_log: ServedLog
     now: Callable[[], float]
 
     async def get_home(self, request: home_pb2.GetHomeRequest, call: Call) -> bytes:
@@ -55,7 +49,7 @@ class HomeService:
         if request.page_token:
             return await self._turned(request, call)
         query = to_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        return await self._first(query, reader, call, encode_home)
+        return await self._first(request, query, reader, call, encode_home)
 
     async def get_shelf(self, request: home_pb2.GetShelfRequest, call: Call) -> bytes:
         """One shelf, from its top or from a page token on."""
@@ -63,7 +57,7 @@ class HomeService:
         if request.page_token:
             return await self._turned(request, call)
         query = to_shelf_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        return await self._first(query, reader, call, encode_shelf)
+        return await self._first(request, query, reader, call, encode_shelf)
 
     async def rank_items(self, request: home_pb2.RankItemsRequest, call: Call) -> bytes:
         """The caller's own candidates, filtered, scored and diversified; what is dropped is told."""
@@ -84,7 +78,7 @@ class HomeService:
         served = await self.batcher.submit(query, deadline=call.deadline)  # not logged as served
         home, snapshot = served.home, served.snapshot
         response = home_pb2.ExplainHomeResponse(
-            stages=explain.stages(home, served.trace),
+            stages=explain.stages(home, served.batch.trace),
             params=explain.params(query.surface, home.assignments),
             scores=explain.scores(home, snapshot),
             fates=fates.told(home, snapshot, query.surface, request.item_id) if request.item_id else (),
@@ -99,12 +93,14 @@ class HomeService:
                 response.what_if_fates.extend(fates.told(then.home, then.snapshot, other.surface, request.item_id))
         return response
 
-    async def _first(self, query: HomeQuery, reader: Reader, call: Call, encode: Callable[..., bytes]) -> bytes:
+    async def _first(
+        self, request: Message, query: HomeQuery, reader: Reader, call: Call, encode: Callable[..., bytes]
+    ) -> bytes:
         """The part of a page that is answered first; the rest is kept before it goes out."""
         served = await self.batcher.submit(query, deadline=call.deadline)
         home, token = await self.paging.keep(served.home, served.snapshot, query, reader, call)
         self.log.served(call, query, home, served.snapshot)
-        return encode(
+        page = encode(
             home,
             served.snapshot,
             locale=query.locale,
@@ -112,6 +108,8 @@ class HomeService:
             stamp=self.paging.stamp(home, query, call),
             next_page_token=token,
         )
+        self.served_log.note(request, call, query, replace(served, home=home))
+        return page
 
     async def _turned(self, request: home_pb2.GetHomeRequest | home_pb2.GetShelfRequest, call: Call) -> bytes:
         """The next part of a page, as it was when its first was answered."""
@@ -122,7 +120,9 @@ class HomeService:
             if any(field == "page_token" for field, _ in error.violations):
                 self.paging.metrics.token_refused("page")
             raise
-        return await self.paging.turn(turn, self.snapshots.current, call)
+        turned = await self.paging.turn(turn, self.snapshots.current, call)
+        self.served_log.note_turn(request, call, turned)
+        return turned.response
 
     async def _submit(self, query: HomeQuery, call: Call) -> Served:
         served = await self.batcher.submit(query, deadline=call.deadline)
@@ -157,4 +157,5 @@ class HomeBatches:
         both = zip(queries, homes, strict=True)
         shown = [(query.surface.name, home) for query, home in both if not query.explained]
         asyncio.get_running_loop().call_later(0, self.metrics.served, shown, read_s, trace)  # after the responses
-        return [Served(home=home, snapshot=snapshot, trace=trace) for home in homes]
+        batch = Batch(snapshot=snapshot, frames=frames, read_s=read_s, trace=trace)
+        return [Served(home=home, batch=batch, place=place) for place, home in enumerate(homes)]

@@ -69,6 +69,15 @@ class Metrics:
         self._tokens = Counter(
             "mantel_tokens_refused_total", "Page and tracking tokens refused.", ("kind",), registry=registry
         )
+        self._logged = Counter(
+            "mantel_served_log_written_total", "Served pages and samples logged.", ("kind",), registry=registry
+        )
+        self._unlogged = Counter(
+            "mantel_served_log_lost_total",
+            "Served pages and samples that their log lost: the queue was full, the disk failed, the bound was reached.",
+            ("kind", "cause"),
+            registry=registry,
+        )
         self._registry = registry
 
     @cached_property
@@ -120,6 +129,14 @@ class Metrics:
     def streams_filled(self, share: float) -> None:
         """The fullest event stream has reached this share of its bound."""
         self._stream.set(share)
+
+    def page_logged(self, kind: str, count: int) -> None:
+        """Served pages, or samples of them, were logged."""
+        self._logged.labels(kind).inc(count)
+
+    def page_log_lost(self, kind: str, cause: str, count: int) -> None:
+        """Served pages, or samples of them, will be missing in their log."""
+        self._unlogged.labels(kind, cause).inc(count)
 
     def swapped(self, items: int) -> None:
         """A snapshot was taken into service."""

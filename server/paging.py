@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.errors import Unavailable, WrongState
 from features.keys import PLAN_S
@@ -29,6 +30,18 @@ from server.signing import SigningKeys
 from server.tracking import Slot, Stamp, stamp
 
 EXPIRED: Final = "the page has expired; start again without page_token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turned:
+    """A later part of a page."""
+
+    response: bytes  # of a GetHomeResponse, or of a GetShelfResponse
+    page: str
+    market: str
+    snapshot: Snapshot
+    words: Words
+    rows: NDArray[np.int64]  # [item]; -1: it is left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +81,8 @@ class Paging:
         token = PageToken(page=call.request_id, at=query.now, offset=plan.first)
         return home, write_page_token(token, reader, self.keys().signer(self.now()))
 
-    async def turn(self, turn: Turn, snapshot: Snapshot | None, call: Call) -> bytes:
-        """The next part of a page, as the bytes of a GetHomeResponse, or of a GetShelfResponse.
+    async def turn(self, turn: Turn, snapshot: Snapshot | None, call: Call) -> Turned:
+        """The next part of a page.
 
         Raises:
             WrongState: the page has expired, or its plan is gone.
@@ -87,15 +100,18 @@ class Paging:
         words = _part(plan, snapshot, start, stop, one_shelf=one_shelf)
         market, explicit = turn.market or plan.market, plan.allow_explicit and turn.allow_explicit is not False
         shown = permitted(words.rows, snapshot, market=market, allow_explicit=explicit, now=int(self.now()))
+        rows = np.where(shown, words.rows, -1)
         parts = join_shelves(
-            replace(words, rows=np.where(shown, words.rows, -1)),
+            replace(words, rows=rows),
             snapshot,
             self._stamp(turn.token.page, plan.at, turn.reader.user_id, plan.arms),
             SHELF_TAG if one_shelf else SHELVES_TAG,
         )
         message = home_pb2.GetShelfResponse if one_shelf else home_pb2.GetHomeResponse
         said = message(request_id=call.request_id, snapshot_version=snapshot.digest, next_page_token=token)
-        return b"".join((*parts, plan.envelope, said.SerializeToString()))
+        response = b"".join((*parts, plan.envelope, said.SerializeToString()))
+        page = turn.token.page
+        return Turned(response=response, page=page, market=plan.market, snapshot=snapshot, words=words, rows=rows)
 
     async def _find(self, turn: Turn, call: Call) -> Plan:
         token, reader = turn.token, turn.reader

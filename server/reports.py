@@ -51,10 +51,10 @@ def build(report: Any, *, as_json: bool) -> None:
     _rejected(report.rejections)
 
 
-def drain(report: Any, out: Path, *, as_json: bool) -> None:
-    """A DrainReport: how many events were moved, which were known, and where they lie."""
+def drain(report: Any, served: Any, out: Path, *, as_json: bool) -> None:
+    """A DrainReport and a ServedReport: what was moved, which events were known, and where it lies."""
     if as_json:
-        print(json.dumps(asdict(report)))
+        print(json.dumps(asdict(report) | {"served": asdict(served)}))
         return
     rows = [
         ("events", f"{report.written:,}"),
@@ -62,6 +62,9 @@ def drain(report: Any, out: Path, *, as_json: bool) -> None:
         ("unreadable", f"{report.unreadable:,}"),
         ("days", ", ".join(report.days) or "none"),
         ("listens written anew", f"{report.listens:,}"),
+        ("served pages", f"{served.pages:,}"),
+        ("items shown", f"{served.items:,}"),
+        ("pages of the forgotten, left out", f"{served.forgotten:,}"),
     ]
     console().print(table(f"drained -> {out}", ("", "value"), rows))
 

@@ -70,6 +70,14 @@ class Settings(BaseSettings):
     )
     insecure: bool = Field(default=False, description="allow other addresses than loopback without TLS")
     log_sample: float = Field(default=0.01, ge=0, le=1, description="share of requests that are logged")
+    served_log_bytes_max: int = Field(
+        default=2_000_000_000, ge=0, description="most bytes of undrained served pages; 0: none are logged"
+    )
+    served_log_age_s: float = Field(
+        default=60.0, gt=0, description="seconds after which a file of served pages is closed, to be drained"
+    )
+    replay_sample: float = Field(default=0.01, ge=0, le=1, description="share of served pages kept for replay")
+    replay_bytes_max: int = Field(default=256_000_000, ge=0, description="most bytes of pages kept for replay")
 
     @classmethod
     def settings_customise_sources(

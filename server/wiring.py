@@ -2,13 +2,14 @@
 
 import logging
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from features.archive import SURFACES, Archive
 from features.books import BookReader, BookShelf
 from features.errors import InvalidInput
 from features.event_store import EventStore, Recorded
@@ -30,17 +31,22 @@ from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
 from server.guard import Guard
-from server.home_service import HomeBatches, HomeService, Served
+from server.home_service import HomeBatches, HomeService
 from server.identity import Identities, Role, load_identities
 from server.listener_service import ListenerService
 from server.logs import RequestLog
 from server.metrics import Metrics
 from server.paging import Paging
 from server.rehearsal import rehearse
+from server.served_block import Source
+from server.served_log import ServedLog
 from server.settings import Settings
 from server.signing import SigningFile
 from server.snapshots import Snapshots
 from server.transport import Table, Transport, bind
+
+if TYPE_CHECKING:
+    from server.served import Served
 
 EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
 PAGE_CALLS: Final = 64  # plans kept and found in one round trip
@@ -54,7 +60,11 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
     """A worker's data plane, not started; `shared_port` where other processes listen on the same port."""
     state, keys = State(settings.state), Keys(prefix=settings.prefix)
     store = ListenerStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
-    surfaces = load_surfaces(settings.surfaces or DEFAULT_SURFACES, settings.preset)
+    file = settings.surfaces or DEFAULT_SURFACES
+    surfaces = load_surfaces(file, settings.preset)
+    archive = Archive(state.served_versions, state.served_samples)
+    source = Source(archive.keep_file(SURFACES, file), settings.preset)
+    served_log = ServedLog(settings, source, archive, metrics)
     snapshots = Snapshots(
         state,
         store,
@@ -67,6 +77,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         BookReader(redis_url, keys, KIND, timeout_s=BOOK_TIMEOUT_S),
         metrics,
         max_age_s=settings.experiments_max_age_s,
+        archive=archive,
     )
     batches = HomeBatches(store=store, snapshots=snapshots, experiments=experiments, metrics=metrics)
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
@@ -88,6 +99,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         paging=paging,
         snapshots=snapshots,
         log=RequestLog(settings.log_sample),
+        served_log=served_log,
         now=time.time,
     )
     event_store = EventStore(
@@ -113,6 +125,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         snapshots=snapshots,
         experiments=experiments,
         batcher=batcher,
+        served_log=served_log,
         event_store=event_store,
         event_batcher=event_batcher,
         page_store=page_store,

@@ -100,12 +100,12 @@ def write_events(out: Path, events: pl.DataFrame) -> Iterator[str]:
         yield str(day)
 
 
-def write_part(folder: Path, rows: pl.DataFrame) -> None:
-    """Writes a part that appears whole or not at all, and is on disk."""
+def write_part(folder: Path, rows: pl.DataFrame, name: str = "") -> None:
+    """Writes a part that appears whole or not at all, and is on disk; one of the same name is replaced."""
     if rows.is_empty():
         return
     folder.mkdir(exist_ok=True, mode=PRIVATE)
-    name = f"part-{uuid.uuid4().hex}.parquet"
+    name = f"part-{name or uuid.uuid4().hex}.parquet"
     rows.write_parquet(folder / f".{name}")
     sync_entry(folder / f".{name}")
     (folder / f".{name}").rename(folder / name)
