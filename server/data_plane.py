@@ -19,6 +19,8 @@ from server.batching import Batcher
 from server.experiments import Experiments
 from server.home_service import Served
 from server.metrics import Metrics
+from server.placements import Placements
+from server.promotions import PromotionBooks
 from server.settings import Settings
 from server.signing import SigningFile
 from server.snapshots import Snapshots
@@ -39,6 +41,8 @@ class DataPlane:
     preferences: PreferenceStore
     snapshots: Snapshots
     experiments: Experiments
+    promotions: PromotionBooks
+    placements: Placements
     batcher: Batcher[Any, Served]
     event_store: EventStore
     event_batcher: Batcher[Any, Recorded]
@@ -63,6 +67,7 @@ class DataPlane:
             self.page_batcher.run(),
             self._keep_house(stop, listening),
             self._follow_books(stop),
+            self.placements.run(stop),
         )
         tasks = [asyncio.create_task(one) for one in work]
         try:
@@ -85,6 +90,8 @@ class DataPlane:
             await self.page_store.close()
             await self.preferences.close()
             await self.experiments.close()
+            await self.placements.end()
+            await self.promotions.close()
             self.state.stop_beating(os.getpid())
 
     async def _keep_house(self, stop: asyncio.Event, listening: asyncio.Event) -> None:
@@ -109,10 +116,11 @@ class DataPlane:
             await self._refresh_books()
 
     async def _refresh_books(self) -> None:
-        try:
-            await self.experiments.refresh()
-        except Exception:  # noqa: BLE001  # as below
-            _log.exception("the experiment book stays as it was")
+        for book in (self.experiments, self.promotions):
+            try:
+                await book.refresh()
+            except Exception:  # noqa: BLE001  # as below
+                _log.exception("a book stays as it was")
 
     async def _refresh(self) -> None:
         try:
@@ -144,6 +152,8 @@ class DataPlane:
                 ready=listening.is_set(),
                 experiment_book=self.experiments.version,
                 book_refusal=self.experiments.refusal,
+                promotion_book=self.promotions.version,
+                promotion_refusal=self.promotions.refusal,
             )
             try:
                 self.state.beat(heartbeat)
