@@ -20,7 +20,7 @@ _PLANS = tuple(f"g{number}" for number in range(_ROUNDS))
 _OF_LISTENER = ("s", "p", "i", "c", *_PLANS)  # every kind that is not of one embedding space: Forget erases them
 
 
-def hash64(text: str) -> int:
+def hash64(text: str | bytes) -> int:
     """The low 64 bits of MurmurHash3_x64_128 of the text's UTF-8, seed 0."""
     return int(mmh3.hash64(text, 0, signed=False)[0])
 
@@ -112,6 +112,19 @@ class Keys:
     def book(self, kind: str, digest: str) -> str:
         """The key of a book, or of a blob of one, by its digest."""
         return f"{self.prefix}:book:{kind}:{digest}"
+
+    @property
+    def confirmations(self) -> str:
+        """The key of the hash of score feeds: id to the unix seconds of its last confirmation."""
+        return f"{self.prefix}:{{promotions}}:confirmed"
+
+    def placements(self, day: str) -> str:
+        """The key of the hash that counts what promotion did on a day of UTC."""
+        return f"{self.prefix}:{{promotions}}:placed:{day}"
+
+    def counted(self, count: str) -> str:
+        """The key that tells that a worker's count was added: one that is sent twice is added once."""
+        return f"{self.prefix}:{{promotions}}:counted:{count}"
 
     @property
     def streams(self) -> str:

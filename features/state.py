@@ -43,6 +43,8 @@ class Heartbeat:
     ready: bool = False  # it listens
     experiment_book: str = ""  # its digest
     book_refusal: str = ""
+    promotion_book: str = ""  # its digest
+    promotion_refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,10 @@ from protos.admin.v1 import admin_pb2, admin_pb2_grpc
 from protos.experiments.v1 import experiments_pb2, experiments_pb2_grpc
 from protos.home.v1 import home_pb2, home_pb2_grpc
 from protos.listeners.v1 import listeners_pb2, listeners_pb2_grpc
+from protos.promotions.v1 import promotions_pb2, promotions_pb2_grpc
 
 ADMIN_S: Final = 60.0  # a snapshot is verified before it is activated
+MAX_ANSWER_BYTES: Final = 1 << 26  # a promotion book with all its items
 CHANGE_S: Final = 10.0  # a change is answered when it is on disk, which takes up to a second
 
 
@@ -61,6 +63,7 @@ class _Client:
             ("grpc.initial_reconnect_backoff_ms", 100),  # a worker is back within a second or two
             ("grpc.min_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ]
         if tls is None:
             self.channel = grpc.insecure_channel(target, options)
@@ -237,3 +240,39 @@ class ExperimentClient(_Client):
             user_id=user_id, market=market, segment=segment, device=device, locale=locale
         )
         return self._experiments.ExplainAssignment(request, timeout=ADMIN_S, metadata=self.metadata)
+
+
+class PromotionClient(_Client):
+    """A connection to the control port, for promotions."""
+
+    def __init__(self, target: str, *, token: str = "", tls: Tls | None = None) -> None:
+        """Connects on first use; a token is sent with every call."""
+        super().__init__(target, token=token, tls=tls)
+        self._promotions = promotions_pb2_grpc.PromotionServiceStub(self.channel)
+
+    def apply_book(
+        self, spec: promotions_pb2.Spec, *, etag: str, validate_only: bool = False
+    ) -> promotions_pb2.ApplyBookResponse:
+        """Makes a spec the book in force; `etag` is the version of the book that it was made from."""
+        request = promotions_pb2.ApplyBookRequest(spec=spec, etag=etag, validate_only=validate_only)
+        return self._promotions.ApplyBook(request, timeout=ADMIN_S, metadata=self.metadata)
+
+    def get_book(self, *, with_items: bool = False) -> promotions_pb2.Book:
+        """The book in force."""
+        request = promotions_pb2.GetBookRequest(with_items=with_items)
+        return self._promotions.GetBook(request, timeout=ADMIN_S, metadata=self.metadata).book
+
+    def list_promotions(self) -> promotions_pb2.ListPromotionsResponse:
+        """What has become of each feed and campaign."""
+        request = promotions_pb2.ListPromotionsRequest()
+        return self._promotions.ListPromotions(request, timeout=ADMIN_S, metadata=self.metadata)
+
+    def get_stats(self, *, days: int = 0, campaigns: Sequence[str] = ()) -> promotions_pb2.GetStatsResponse:
+        """What came of campaigns, by day; of none named, of all."""
+        request = promotions_pb2.GetStatsRequest(days=days, campaigns=campaigns)
+        return self._promotions.GetStats(request, timeout=ADMIN_S, metadata=self.metadata)
+
+    def confirm_feed(self, feed: str) -> promotions_pb2.ConfirmFeedResponse:
+        """Says that a feed's scores still stand."""
+        request = promotions_pb2.ConfirmFeedRequest(feed=feed)
+        return self._promotions.ConfirmFeed(request, timeout=ADMIN_S, metadata=self.metadata)

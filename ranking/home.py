@@ -84,7 +84,8 @@ def assemble(
     if any(query.traced for query in queries):
         told = trace(queries, lines, listeners, (history, seen), snapshot, found, candidates, promoted.pages)
         homes = tuple(replace(home, lines=own) for home, own in zip(homes, told, strict=True))
-    return homes, Trace(stages=tuple(zip(STAGES, np.diff(times).tolist(), strict=True)))
+    stages = tuple(zip(STAGES, np.diff(times).tolist(), strict=True))
+    return homes, Trace(stages=stages, eligible=promoted.eligible)
 
 
 def feed(

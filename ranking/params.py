@@ -277,8 +277,10 @@ PARAMS: Final = (
         of_page=True,
     ),
     Param(
+        # One item in twenty promoted at random, HetRec, 12 times 20 draws over three splits: 0.07 places 1.17 items on
+        # a shelf of 20 (1.11-1.23) for 0.34 % of NDCG@20 (95 % of means: 0.25-0.42); 0.1 places 1.33 for 0.65 %.
         name="promotion_beta",
-        default=0.1,
+        default=0.07,
         low=0.0,
         high=0.2,
         unit="relevance",

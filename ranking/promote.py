@@ -4,7 +4,7 @@ What may cost or fill a share of the page is counted from its top through each s
 only then cut into the pages that a client turns. The organic pages stay as they are, beside the promoted ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from ranking.compiled import compiled
 from ranking.history import DAY_S, History
 from ranking.insertion import Ranked, Standing, insert
 from ranking.layout import NEW_DAYS
-from ranking.offers import Audience, Flags, Ints, Promotions, bonus, offer
+from ranking.offers import SOURCES, Audience, Flags, Ints, Promotions, Records, market_bit, offer
 from ranking.params import Params
 from ranking.score import relevance
 from ranking.surfaces import PROMOTABLE
@@ -26,6 +26,10 @@ Keys = NDArray[np.uint64]
 _SHOWN: Final = int(Fate.SHOWN)  # numba compares arrays with numbers only
 
 
+def _none() -> Ints:
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promoted:
     """Pages with promotion, and what they are without."""
@@ -33,6 +37,7 @@ class Promoted:
     pages: Pages
     organic: Pages
     placed: "Placed | None" = None  # None: the pages are the organic ones
+    eligible: Ints = field(default_factory=_none)  # query << 32 | campaign that could have promoted something there
 
     def inserted(self, line: int) -> Insertion | None:
         """What promotion did to a shelf; None: nothing."""
@@ -76,7 +81,8 @@ class Found(NamedTuple):
     rows: Ints  # [line, candidate]
     scores: Floats  # [line, candidate]
     picks: Ints  # [line, pick]
-    offers: Ints  # [line, pick]; -1: none
+    campaign: Ints  # [line, pick]; -1: none
+    bonus: Floats  # [line, pick]
 
 
 def promote(  # noqa: PLR0913, PLR0917  # the last stage sees what all others made
@@ -89,13 +95,12 @@ def promote(  # noqa: PLR0913, PLR0917  # the last stage sees what all others ma
     promotions: Promotions | None,
 ) -> Promoted:
     """The pages with promoted items inserted; with nothing to promote they are the organic ones themselves."""
-    organic = Promoted(pages=pages, organic=pages)
-    if promotions is None or not len(promotions.row) or not promotions.allowed.any():
-        return organic
-    rows, picks, offers = candidates.rows, candidates.picks, np.full(candidates.picks.shape, -1, np.int64)
-    audience = _audience(queries, lines, history, pages)
-    if not offer(promotions, audience, rows, picks, offers):
-        return organic
+    if promotions is None or not len(promotions.scores) or not promotions.allowed.any():
+        return Promoted(pages=pages, organic=pages)
+    rows, picks, audience = candidates.rows, candidates.picks, _audience(queries, lines, history, pages)
+    offers = offer(promotions, audience, rows, picks)
+    if not len(offers.eligible):
+        return Promoted(pages=pages, organic=pages)
     columns = snapshot.columns
     batch = Batch(
         first=lines.first,
@@ -114,18 +119,21 @@ def promote(  # noqa: PLR0913, PLR0917  # the last stage sees what all others ma
     promoted = pages._replace(**{name: getattr(pages, name).copy() for name in changed})
     nowhere = np.full(pages.rows.shape, -1, np.int64)
     placed = Placed(np.zeros(len(lines), np.int64), nowhere, nowhere.copy())
-    _promote(promotions, batch, Found(rows, candidates.scores, picks, offers), promoted, placed)
-    return Promoted(pages=promoted, organic=pages, placed=placed)
+    found = Found(rows, candidates.scores, picks, offers.campaign, offers.bonus)
+    _promote(promotions.campaigns, batch, found, promoted, placed)
+    return Promoted(pages=promoted, organic=pages, placed=placed, eligible=offers.eligible)
 
 
 def _audience(queries: tuple[HomeQuery, ...], lines: Lines, history: History, pages: Pages) -> Audience:
     return Audience(
-        query=lines.query,
+        first=lines.first,
         promotable=np.array([spec.promotable and spec.source in PROMOTABLE for spec in lines.specs], np.bool_),
+        source=np.array([SOURCES.get(spec.source, 0) for spec in lines.specs], np.int64),
         shown=pages.shown,
         params=lines.params,
         page_params=lines.page_params,
         now=np.array([query.now for query in queries], np.int64),
+        market=np.array([market_bit(market) for market in lines.market], np.int64),
         start=history.start,
         played=history.row,
         day=history.day,
@@ -133,10 +141,10 @@ def _audience(queries: tuple[HomeQuery, ...], lines: Lines, history: History, pa
 
 
 @compiled
-def _promote(promotions: Promotions, batch: Batch, found: Found, pages: Pages, placed: Placed) -> None:
+def _promote(campaigns: Records, batch: Batch, found: Found, pages: Pages, placed: Placed) -> None:
     for query in range(len(batch.first) - 1):
         own = slice(batch.first[query], batch.first[query + 1])
-        if not np.any(found.offers[own] >= 0):
+        if not np.any(found.campaign[own] >= 0):
             continue
         page = _standing(batch, query, found.rows[own], pages.fate[own])
         for line in pages.order[query]:
@@ -146,7 +154,7 @@ def _promote(promotions: Promotions, batch: Batch, found: Found, pages: Pages, p
                 page.counts[0] += pages.shown[line]
                 continue
             order = _in_order(found.picks[line], pages.fate[line])
-            ranked = _ranked(promotions, batch, found, pages, line, order)
+            ranked = _ranked(campaigns, batch, found, pages, line, order)
             slate, moved = insert(ranked, batch.params[line], batch.page_params[query], page)
             if not np.any(moved):
                 continue
@@ -193,20 +201,17 @@ def _in_order(picks: Ints, fate: NDArray[np.uint8]) -> Ints:
 
 
 @compiled
-def _ranked(promotions: Promotions, batch: Batch, found: Found, pages: Pages, line: int, order: Ints) -> Ranked:
+def _ranked(campaigns: Records, batch: Batch, found: Found, pages: Pages, line: int, order: Ints) -> Ranked:
     """A line in its organic order, with what promotes it."""
-    places, offers, query = found.picks[line][order], found.offers[line][order], batch.query[line]
-    row, plus = found.rows[line][places], np.zeros(len(order))
-    campaign, payer = np.full(len(order), -1), np.full(len(order), -1)
+    places, campaign = found.picks[line][order], found.campaign[line][order]
+    row, payer = found.rows[line][places], np.full(len(order), -1)
     for rank in range(len(order)):
-        if offers[rank] >= 0:
-            plus[rank] = bonus(promotions, offers[rank], batch.now[query], batch.params[line])
-            campaign[rank] = promotions.campaign[offers[rank]]
-            payer[rank] = promotions.payer[campaign[rank]]
+        if campaign[rank] >= 0:
+            payer[rank] = campaigns[campaign[rank]].payer
     return Ranked(
         pages.shown[line],
         relevance(found.scores[line], pages.fate[line], places),
-        plus,
+        found.bonus[line][order],
         row,
         batch.artist[row],
         batch.album[row],

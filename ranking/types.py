@@ -1,6 +1,6 @@
 """The values that a request passes through: query, lines, candidates, page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ranking.experiments.assignment import Assigner, Assignment
 from ranking.params import Params
+from ranking.promotions.spec import Mark
 from ranking.surfaces import ShelfSpec, Surface, Why
 
 WORLDWIDE: Final = ""
@@ -50,6 +51,7 @@ class Degraded(StrEnum):
     RETRIEVAL_DOWN = "RETRIEVAL_DOWN"
     SNAPSHOT_STALE = "SNAPSHOT_STALE"
     EXPERIMENTS_STALE = "EXPERIMENTS_STALE"
+    PROMOTIONS_OFF = "PROMOTIONS_OFF"
     BLOCKLIST_UNKNOWN = "BLOCKLIST_UNKNOWN"
     PAGING_OFF = "PAGING_OFF"
 
@@ -239,13 +241,26 @@ class Home:
     folded_in: bool = False  # the listener's vector comes from recent plays
     assignments: tuple[Assignment, ...] = ()
     experiment_book: str = ""  # its digest; "": there is none
+    promotion_book: str = ""  # likewise
+    campaigns: Sequence[Mark] = ()  # of that book: what stands by promotion names them by number
     lines: tuple[TracedLine, ...] = ()  # where the query is traced
     later: tuple[Shelf, ...] = ()  # what stands below: shelves, or more of the one that is answered
     allow_explicit: bool = False  # resolved
 
+    @property
+    def placed(self) -> list[int]:
+        """The campaign of each item that stands by promotion, from the top."""
+        inserted = (shelf.inserted.campaign for shelf in self.shelves if shelf.inserted is not None)
+        return [campaign for column in inserted for campaign in column.tolist() if campaign >= 0]
+
+
+def _no_pairs() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """How long each stage took for a batch, in seconds, in order."""
+    """How long each stage took for a batch, in seconds, in order; and what promotion had to choose from."""
 
     stages: tuple[tuple[str, float], ...]
+    eligible: NDArray[np.int64] = field(default_factory=_no_pairs)  # query << 32 | campaign that it could promote

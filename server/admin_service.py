@@ -54,6 +54,8 @@ class AdminService:
                     refusal=beat.refusal,
                     experiment_book_version=beat.experiment_book,
                     experiment_book_refusal=beat.book_refusal,
+                    promotion_book_version=beat.promotion_book,
+                    promotion_book_refusal=beat.promotion_refusal,
                 )
                 for beat in self.state.heartbeats()
             ],

@@ -11,7 +11,7 @@ import grpc
 
 from features.errors import InvalidInput, MantelError, Unauthenticated, Unavailable
 from features.state import State
-from protos.client import AdminClient, ExperimentClient, HomeClient, Tls
+from protos.client import AdminClient, ExperimentClient, HomeClient, PromotionClient, Tls
 
 DEFAULT_TARGET: Final = "127.0.0.1:50051"
 DEFAULT_CONTROL: Final = "127.0.0.1:50052"
@@ -26,7 +26,7 @@ _TROUBLE: Final = (
     ("errors resolving", "{0} cannot be resolved: --target is HOST:PORT"),
 )
 Answer = TypeVar("Answer")
-Client = HomeClient | AdminClient | ExperimentClient
+Client = HomeClient | AdminClient | ExperimentClient | PromotionClient
 
 
 def home(state: State, target: str | None = None, tls: Tls | None = None, *, insecure: bool = False) -> HomeClient:
@@ -61,6 +61,18 @@ def experiments(
     """
     address = _control(state, target)
     return ExperimentClient(address, token=_sendable(state, address, plain=tls is None and not insecure), tls=tls)
+
+
+def promotions(
+    state: State, target: str | None = None, tls: Tls | None = None, *, insecure: bool = False
+) -> PromotionClient:
+    """A client of a control port, as `admin`, for promotions.
+
+    Raises:
+        InvalidInput: the token would travel in plain text beyond loopback, and that was not asked for.
+    """
+    address = _control(state, target)
+    return PromotionClient(address, token=_sendable(state, address, plain=tls is None and not insecure), tls=tls)
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:

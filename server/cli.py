@@ -11,7 +11,16 @@ import typer
 
 from features.errors import InvalidInput, MantelError
 from features.state import Endpoints, State
-from server import cli_bench, cli_calls, cli_demo, cli_events, cli_experiments, cli_offline, cli_replay
+from server import (
+    cli_bench,
+    cli_calls,
+    cli_demo,
+    cli_events,
+    cli_experiments,
+    cli_offline,
+    cli_promotions,
+    cli_replay,
+)
 from server.options import PrefixOption, RedisOption, StateOption, redis_url, setting
 from server.settings import Settings, load_settings
 from server.version import VERSION
@@ -28,6 +37,7 @@ app.command()(cli_demo.demo)
 cli_offline.register(app)
 cli_calls.register(app)
 cli_experiments.register(app)
+cli_promotions.register(app)
 app.command()(cli_bench.bench)
 app.command()(cli_replay.replay)
 app.add_typer(tokens, name="tokens")

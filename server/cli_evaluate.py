@@ -85,7 +85,7 @@ def _assembled(
     from features.index import use_one_thread
     from features.offline.promoted import SURFACE, surface_text
     from ranking.home import assemble
-    from ranking.offers import Promotions
+    from ranking.offers import SCORE, indexed, offered_to, open_campaigns
     from ranking.surfaces import load_surfaces
     from ranking.types import HomeQuery
 
@@ -95,16 +95,11 @@ def _assembled(
     use_one_thread()
     rows = np.concatenate(draws)
     queries = tuple(HomeQuery(user_id=user, surface=surface, now=0, traced=True) for user in trial.users)
-    promotions = Promotions(
-        allowed=np.ones(len(queries), np.bool_),
-        part=np.arange(len(queries)) % len(draws),
-        start=np.cumsum([0, *map(len, draws)]),
-        row=rows,
-        score=np.ones(len(rows)),
-        campaign=np.arange(len(rows)),
-        payer=np.arange(len(rows)),
-        confirmed=np.zeros(len(rows), np.int64),
-    )
+    scores = np.zeros(len(rows), SCORE)
+    scores["row"], scores["campaign"], scores["score"] = rows, np.arange(len(rows)), 1
+    scores["segment"] = np.repeat(np.arange(len(draws)), [len(draw) for draw in draws])
+    promotions = indexed(scores, open_campaigns(len(rows)), trial.snapshot.manifest.items)
+    promotions = offered_to(promotions, trial.listeners)._replace(segment=np.arange(len(queries)) % len(draws))
     homes, _ = assemble(queries, trial.listeners, trial.snapshot, promotions=promotions, clock=time.perf_counter)
     return [_slates(home) for home in homes]
 

@@ -5,7 +5,7 @@ a shelf is its head followed by its items. Measured for six shelves of twelve: j
 heads; building the messages takes 70, with every field already at hand or merged from the card.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
+from ranking.promotions.spec import Mark
 from ranking.surfaces import Why, spoken
-from ranking.types import WORLDWIDE, Home, Shelf
+from ranking.types import WORLDWIDE, Home, Insertion, Shelf
 from server.tracking import TOP, Slot, Stamp, token_length, write_tokens
 
 SHELVES_TAG: Final = bytes([home_pb2.GetHomeResponse.SHELVES_FIELD_NUMBER << 3 | 2])
@@ -27,6 +28,14 @@ _SCORE_TAG: Final = np.frombuffer(home_pb2.Item(score=1).SerializeToString()[:2]
 _TOKEN_TAG: Final = home_pb2.Item(tracking_token=" ").SerializeToString()[:2]  # noqa: S106  # a blank
 _NO_ROWS: Final = np.empty(0, np.int64)
 _NO_SCORES: Final = np.empty(0)
+PROMOTED: Final = {
+    "en": "It fits here, and {0} pays for its place",
+    "de": "Es passt hierher, und {0} bezahlt für den Platz",
+    "fr": "Il a sa place ici, et {0} paie pour cela",
+    "es": "Encaja aquí, y {0} paga por su lugar",
+}
+"""Why something stands by promotion, where its campaign does not say."""
+
 _REASONS: Final[Mapping[Why, home_pb2.ReasonCode.ValueType]] = {
     "taste": home_pb2.REASON_CODE_YOUR_TASTE,
     "popular": home_pb2.REASON_CODE_POPULAR_IN_MARKET,
@@ -66,7 +75,7 @@ def encode_home(  # what a response tells
     envelope = home_pb2.GetHomeResponse(
         request_id=request_id, snapshot_version=snapshot.digest, next_page_token=next_page_token
     )
-    parts = join_shelves(say(home.shelves, snapshot, locale=locale, market=home.market), snapshot, stamp, SHELVES_TAG)
+    parts = join_shelves(say(home, home.shelves, snapshot, locale), snapshot, stamp, SHELVES_TAG)
     return b"".join((*parts, home_envelope(home), envelope.SerializeToString()))
 
 
@@ -83,7 +92,7 @@ def encode_shelf(  # as above
     envelope = home_pb2.GetShelfResponse(
         request_id=request_id, snapshot_version=snapshot.digest, next_page_token=next_page_token
     )
-    parts = join_shelves(say(home.shelves, snapshot, locale=locale, market=home.market), snapshot, stamp, SHELF_TAG)
+    parts = join_shelves(say(home, home.shelves, snapshot, locale), snapshot, stamp, SHELF_TAG)
     return b"".join((*parts, shelf_envelope(home), envelope.SerializeToString()))
 
 
@@ -102,7 +111,7 @@ def encode_ranked(
         assignments=_assignments(home),
         experiment_book_version=home.experiment_book,
     )
-    words, parts = say(home.shelves, snapshot, locale=locale, market=home.market), list[bytes]()
+    words, parts = say(home, home.shelves, snapshot, locale), list[bytes]()
     for shelf in home.shelves:
         why = home_pb2.Item(reason=_reason(shelf, snapshot, home.market, locale)).SerializeToString()
         parts += _items(replace(words, extras=dict.fromkeys(range(len(shelf.rows)), why)), snapshot, None, _RANKED_TAG)
@@ -119,6 +128,7 @@ def home_envelope(home: Home) -> bytes:
         notes=_notes(home),
         assignments=_assignments(home),
         experiment_book_version=home.experiment_book,
+        promotion_book_version=home.promotion_book,
     ).SerializeToString()
 
 
@@ -131,6 +141,7 @@ def shelf_envelope(home: Home) -> bytes:
         notes=_notes(home),
         assignments=_assignments(home),
         experiment_book_version=home.experiment_book,
+        promotion_book_version=home.promotion_book,
     ).SerializeToString()
 
 
@@ -155,17 +166,20 @@ def _assignments(home: Home) -> list[home_pb2.Assignment]:
     ]
 
 
-def say(shelves: Sequence[Shelf], snapshot: Snapshot, *, locale: str, market: str) -> Words:
-    """Shelves in words."""
+def say(home: Home, shelves: Sequence[Shelf], snapshot: Snapshot, locale: str) -> Words:
+    """Some shelves of a page, in words."""
     heads, extras, first = [], dict[int, bytes](), 0
     for shelf in shelves:
-        reason = _reason(shelf, snapshot, market, locale)
+        reason = _reason(shelf, snapshot, home.market, locale)
         title = _filled(spoken(shelf.spec.titles, locale), reason.args)
         head = home_pb2.Shelf(id=shelf.spec.id, kind=shelf.spec.source, title=title, reason=reason)
         heads.append(head.SerializeToString())
         if shelf.why != "newest" and shelf.new.any():
             new = _newly_released(shelf, locale)
             extras.update((first + place, new) for place in np.flatnonzero(shelf.new).tolist())
+        if shelf.inserted is not None:
+            for place, mark in _marks(shelf.inserted, home.campaigns, locale):
+                extras[first + place] = extras.get(first + place, b"") + mark
         first += len(shelf.rows)
     return Words(
         heads=heads,
@@ -174,6 +188,16 @@ def say(shelves: Sequence[Shelf], snapshot: Snapshot, *, locale: str, market: st
         scores=np.concatenate([_NO_SCORES, *(shelf.scores for shelf in shelves)]),
         extras=extras,
     )
+
+
+def _marks(inserted: Insertion, campaigns: Sequence[Mark], locale: str) -> Iterator[tuple[int, bytes]]:
+    """By place, who paid for it and why it stands there, as the bytes of an Item."""
+    for place, number in enumerate(inserted.campaign.tolist()):
+        if number >= 0:
+            one = campaigns[number]
+            why = spoken(one.why, locale) or _filled(spoken(PROMOTED, locale), [one.payer])
+            mark = home_pb2.PromotionMark(id=one.id, payer=one.payer, why=why)
+            yield place, home_pb2.Item(promotion=mark).SerializeToString()
 
 
 def join_shelves(words: Words, snapshot: Snapshot, stamp: Stamp | None, tag: bytes) -> list[bytes]:

@@ -18,6 +18,8 @@ from features.state import HEARTBEAT_STALE_S, Heartbeat, State
 from server.batching import Batcher
 from server.experiments import Experiments
 from server.metrics import Metrics
+from server.placements import Placements
+from server.promotions import PromotionBooks
 from server.served import Served
 from server.served_log import ServedLog
 from server.settings import Settings
@@ -40,6 +42,8 @@ class DataPlane:
     preferences: PreferenceStore
     snapshots: Snapshots
     experiments: Experiments
+    promotions: PromotionBooks
+    placements: Placements
     batcher: Batcher[Any, Served]
     served_log: ServedLog
     event_store: EventStore
@@ -66,6 +70,7 @@ class DataPlane:
             self.page_batcher.run(),
             self._keep_house(stop, listening),
             self._follow_books(stop),
+            self.placements.run(stop),
         )
         tasks = [asyncio.create_task(one) for one in work]
         try:
@@ -90,6 +95,8 @@ class DataPlane:
             await self.page_store.close()
             await self.preferences.close()
             await self.experiments.close()
+            await self.placements.end()
+            await self.promotions.close()
             self.state.stop_beating(os.getpid())
 
     async def _keep_house(self, stop: asyncio.Event, listening: asyncio.Event) -> None:
@@ -114,10 +121,11 @@ class DataPlane:
             await self._refresh_books()
 
     async def _refresh_books(self) -> None:
-        try:
-            await self.experiments.refresh()
-        except Exception:  # noqa: BLE001  # as below
-            _log.exception("the experiment book stays as it was")
+        for book in (self.experiments, self.promotions):
+            try:
+                await book.refresh()
+            except Exception:  # noqa: BLE001  # as below
+                _log.exception("a book stays as it was")
 
     async def _refresh(self) -> None:
         try:
@@ -149,6 +157,8 @@ class DataPlane:
                 ready=listening.is_set(),
                 experiment_book=self.experiments.version,
                 book_refusal=self.experiments.refusal,
+                promotion_book=self.promotions.version,
+                promotion_refusal=self.promotions.refusal,
             )
             try:
                 self.state.beat(heartbeat)

@@ -13,6 +13,7 @@ from features.keys import hash64
 from features.listener_store import ListenerStore
 from protos.home.v1 import home_pb2
 from ranking.home import assemble
+from ranking.offers import offered_to
 from ranking.surfaces import Surface
 from ranking.types import HomeQuery
 from server import explain, fates
@@ -24,6 +25,8 @@ from server.logs import RequestLog
 from server.metrics import Metrics
 from server.page_tokens import Reader
 from server.paging import Paging
+from server.placements import Placements
+from server.promotions import PromotionBooks
 from server.queries import DEFAULT_SURFACE, to_query, to_rank_query, to_shelf_query, to_turn
 from server.served import Batch, Served
 from server.served_log import ServedLog
@@ -137,6 +140,8 @@ class HomeBatches:
     store: ListenerStore
     snapshots: Snapshots
     experiments: Experiments
+    promotions: PromotionBooks
+    placements: Placements
     metrics: Metrics
 
     async def serve(self, queries: Sequence[HomeQuery]) -> list[Served]:
@@ -152,10 +157,15 @@ class HomeBatches:
         frames = await self.store.read([query.user_id for query in queries], snapshot)
         read_s = time.perf_counter() - started
         listeners = frames.decoded(snapshot)
-        homes, trace = assemble(tuple(queries), listeners, snapshot, clock=time.perf_counter)
-        homes = self.experiments.mark_stale(self.snapshots.mark_stale(homes))
+        by = self.promotions.bound_to(snapshot)
+        promotions = None if by is None else offered_to(by.promotions, listeners)
+        homes, trace = assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
+        homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
         both = zip(queries, homes, strict=True)
         shown = [(query.surface.name, home) for query, home in both if not query.explained]
-        asyncio.get_running_loop().call_later(0, self.metrics.served, shown, read_s, trace)  # after the responses
+        later = asyncio.get_running_loop().call_later  # after the responses
+        later(0, self.metrics.served, shown, read_s, trace)
+        if by is not None and len(trace.eligible):
+            later(0, self.placements.served, queries, homes, trace.eligible, by)
         batch = Batch(snapshot=snapshot, frames=frames, read_s=read_s, trace=trace)
         return [Served(home=home, batch=batch, place=place) for place, home in enumerate(homes)]

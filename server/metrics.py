@@ -48,6 +48,15 @@ class Metrics:
         self._swaps = Counter("mantel_snapshot_swaps_total", "Snapshots taken into service.", registry=registry)
         self._books = Counter("mantel_book_swaps_total", "Books taken into force.", ("kind",), registry=registry)
         self._refused_books = Counter("mantel_book_refused_total", "Books refused.", ("kind",), registry=registry)
+        self._promoted = Counter(
+            "mantel_placements_total", "Items that stood by promotion, by surface.", ("surface",), registry=registry
+        )
+        self._late_counts = Counter(
+            "mantel_placement_counts_late_total", "Times that the store did not take counts.", registry=registry
+        )
+        self._lost_counts = Counter(
+            "mantel_placement_counts_lost_total", "What was counted of promotion and is lost.", registry=registry
+        )
         self._items = Gauge(
             "mantel_snapshot_items", "Items of the served snapshot.", registry=registry, multiprocess_mode="livemax"
         )
@@ -103,6 +112,8 @@ class Metrics:
             self._pages.labels(surface).inc()
             self._cold.inc(home.cold_start)
             self._empty.inc(not home.shelves)
+            if placed := len(home.placed):
+                self._promoted.labels(surface).inc(placed)
             for reason in home.degraded:
                 self._degraded.labels(reason.value).inc()
             for fate, number in home.fates.items():
@@ -158,6 +169,14 @@ class Metrics:
     def book_refused(self, kind: str) -> None:
         """A book was refused."""
         self._refused_books.labels(kind).inc()
+
+    def counts_waited(self) -> None:
+        """The store did not take counts of placements; they are sent again."""
+        self._late_counts.inc()
+
+    def counts_lost(self, number: int) -> None:
+        """So much was counted of promotion, and is lost."""
+        self._lost_counts.inc(number)
 
     def lagged(self, seconds: float) -> None:
         """The event loop ran this late."""

@@ -138,7 +138,7 @@ class Paging:
 
 def plan_of(home: Home, snapshot: Snapshot, reader: Reader, *, at: int, locale: str) -> Plan:
     """What the later parts of a page are made of."""
-    words = say(home.later, snapshot, locale=locale, market=home.market)
+    words = say(home, home.later, snapshot, locale)
     extra, extras = np.zeros(len(words.rows), np.int64), {b"": 0}
     for item, more in words.extras.items():
         extra[item] = extras.setdefault(more, len(extras))

@@ -16,8 +16,9 @@ from ranking.compiled import one_at_a_time
 from ranking.filters import permitted
 from ranking.history import DAY_S
 from ranking.home import assemble
-from ranking.offers import Promotions
+from ranking.offers import MIN_PLAYS, SCORE, Promotions, indexed, offered_to, open_campaigns
 from ranking.params import INDEX, resolve
+from ranking.promotions.spec import Mark
 from ranking.surfaces import ShelfSpec, Surface
 from ranking.types import HomeQuery
 from server.codec import encode_home
@@ -25,6 +26,7 @@ from server.signing import SigningKey
 from server.tracking import stamp
 
 _STAMP: Final = stamp(SigningKey(id=0, secret=b"", signs_from=0), page="00" * 8, at=0, user_id="", arms=())
+_CAMPAIGNS: Final = (Mark(id="", payer="", why={}),)
 
 
 def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
@@ -40,7 +42,7 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
     played = columns["item_key"][popular[:8]]
     record = ListenerRecord(
         vector=columns["segment_mean"][0].astype(np.float16),
-        total_plays=len(played),
+        total_plays=MIN_PLAYS,
         segment=0,
         market="",
         allow_explicit=True,
@@ -59,7 +61,7 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
         for surface in (*map(_exploring, surfaces), _given(surfaces))
         for number in range(len(known))
     )
-    promotions = _promoted(popular)
+    promotions = _promoted(popular, manifest.items)
     try:
         with one_at_a_time():
             for number, query in enumerate(queries):
@@ -72,8 +74,9 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
                     dimension=manifest.dimension,
                     genres=len(manifest.genres),
                 )
-                (home,), _ = assemble((query,), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
-                encode_home(home, snapshot, locale="", request_id="", stamp=_STAMP)
+                offered = offered_to(promotions, listeners)
+                (home,), _ = assemble((query,), listeners, snapshot, promotions=offered, clock=time.perf_counter)
+                encode_home(replace(home, campaigns=_CAMPAIGNS), snapshot, locale="", request_id="", stamp=_STAMP)
         permitted(popular, snapshot, market="", allow_explicit=True, now=0)
     except Exception as error:
         raise SnapshotRefused(f"no page can be made of it: {error!r}") from error
@@ -97,15 +100,8 @@ def _given(surfaces: Collection[Surface]) -> Surface:
     return replace(next(iter(surfaces)), shelves=(spec,))
 
 
-def _promoted(rows: NDArray[np.int64]) -> Promotions:
-    """Items that are promoted in full to one listener."""
-    return Promotions(
-        allowed=np.ones(1, np.bool_),
-        part=np.zeros(1, np.int64),
-        start=np.array([0, len(rows)]),
-        row=np.sort(rows),
-        score=np.ones(len(rows)),
-        campaign=np.zeros(len(rows), np.int64),
-        payer=np.zeros(1, np.int64),
-        confirmed=np.full(1, DAY_S),
-    )
+def _promoted(rows: NDArray[np.int64], items: int) -> Promotions:
+    """Items that are promoted in full."""
+    scores = np.zeros(len(rows), SCORE)
+    scores["row"], scores["score"], scores["segment"] = rows, 1, -1
+    return indexed(scores, open_campaigns(1), items)

@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     experiments_max_age_s: float = Field(
         default=300.0, gt=0, description="seconds without a look at the experiment book's pointer, then pages say so"
     )
+    promotions_max_age_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="seconds without a look at the promotion book's pointer, then none is promoted",
+    )
+    placements_flush_s: float = Field(default=3.0, gt=0, description="seconds between sending counts of placements")
     poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointers")
     drain_s: float = Field(default=0.3, ge=0, description="seconds between NOT_SERVING and closing the port")
     grace_s: float = Field(default=5.0, ge=0, description="seconds that calls in flight may take at the end")

@@ -53,17 +53,20 @@ class Transport:
         await self.server.stop(grace_s)
 
 
-def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_port: bool) -> Transport:
+def bind(  # what a server is made of
+    settings: Settings, guard: Guard, table: Table, *, port: int, shared_port: bool, most_bytes: int = MAX_REQUEST_BYTES
+) -> Transport:
     """A server for the table's methods, bound to a port.
 
-    `shared_port` where other processes listen on it too: then it is bound at the start only, since the kernel would
-    hand it connections at once.
+    `most_bytes` bounds a request. `shared_port` where other processes listen on it too: then it is bound at the start
+    only, since the kernel would hand it connections at once.
 
     Raises:
         RuntimeError: the port cannot be bound.
         KeyError: a method of a service is not in the table.
     """
-    server = grpc.aio.server(options=_options(shared_port=shared_port), maximum_concurrent_rpcs=MAX_CALLS)
+    options = _options(shared_port=shared_port, most_bytes=most_bytes)
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
     server.add_generic_rpc_handlers(tuple(guard.handlers(service, methods) for service, methods in table.items()))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -77,11 +80,11 @@ def bind(settings: Settings, guard: Guard, table: Table, *, port: int, shared_po
     return Transport(server=server, health=checks, services=services, port=port, listen=listen)
 
 
-def _options(*, shared_port: bool) -> list[tuple[str, int]]:
+def _options(*, shared_port: bool, most_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(shared_port)),  # on by default: two servers would share a port silently
-        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-        ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
+        ("grpc.max_receive_message_length", most_bytes),
+        ("grpc.max_send_message_length", max(most_bytes, MAX_RESPONSE_BYTES)),
         ("grpc.max_metadata_size", 8192),
         ("grpc.max_concurrent_streams", 100),
         ("grpc.server_handshake_timeout_ms", 3000),

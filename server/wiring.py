@@ -2,8 +2,11 @@
 
 import logging
 import time
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import redis
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
 from redis.backoff import NoBackoff
@@ -11,18 +14,22 @@ from redis.retry import Retry
 
 from features.archive import SURFACES, Archive
 from features.books import BookReader, BookShelf
-from features.errors import InvalidInput
+from features.errors import InvalidInput, SnapshotRefused, WrongState
 from features.event_store import EventStore, Recorded
 from features.keys import Keys
 from features.listener_store import ListenerStore
 from features.page_store import Allowance, Found, PageStore
+from features.pointer import read_pointer
 from features.preference_store import PreferenceStore
+from features.promotion_store import PromotionLedger, PromotionStore
+from features.snapshot import Snapshot, items_of
 from features.state import State
 from protos.admin.v1 import admin_pb2
 from protos.events.v1 import events_pb2
 from protos.experiments.v1 import experiments_pb2
 from protos.home.v1 import home_pb2
 from protos.listeners.v1 import listeners_pb2
+from protos.promotions.v1 import promotions_pb2
 from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from server.admin_service import AdminService
 from server.batching import Batcher
@@ -37,6 +44,10 @@ from server.listener_service import ListenerService
 from server.logs import RequestLog
 from server.metrics import Metrics
 from server.paging import Paging
+from server.placements import Placements
+from server.promotion_service import Catalogue, PromotionService
+from server.promotions import KIND as PROMOTIONS
+from server.promotions import PromotionBooks
 from server.rehearsal import rehearse
 from server.served_block import Source
 from server.served_log import ServedLog
@@ -52,6 +63,7 @@ EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
 PAGE_CALLS: Final = 64  # plans kept and found in one round trip
 ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
+MAX_CONTROL_BYTES: Final = 1 << 26  # a promotion book with a million scores
 BOOK_TIMEOUT_S: Final = 1.0  # for a blob of 2 MB from a busy Redis; listeners have connections of their own
 _log = logging.getLogger("mantel.wiring")
 
@@ -65,12 +77,17 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
     archive = Archive(state.served_versions, state.served_samples)
     source = Source(archive.keep_file(SURFACES, file), settings.preset)
     served_log = ServedLog(settings, source, archive, metrics)
+
+    def made_ready(snapshot: Snapshot) -> None:
+        rehearse(snapshot, surfaces.values())
+        promotions.prepare(snapshot)
+
     snapshots = Snapshots(
         state,
         store,
         metrics,
         max_age_s=settings.snapshot_max_age_h * 3600,
-        rehearse=lambda snapshot: rehearse(snapshot, surfaces.values()),
+        rehearse=made_ready,
     )
     experiments = Experiments(
         state,
@@ -79,7 +96,24 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         max_age_s=settings.experiments_max_age_s,
         archive=archive,
     )
-    batches = HomeBatches(store=store, snapshots=snapshots, experiments=experiments, metrics=metrics)
+    promotion_store = PromotionStore(redis_url, keys, timeout_s=BOOK_TIMEOUT_S)
+    promotions = PromotionBooks(
+        state,
+        BookReader(redis_url, keys, PROMOTIONS, timeout_s=BOOK_TIMEOUT_S),
+        promotion_store,
+        metrics,
+        serving=lambda: snapshots.current,
+        max_age_s=settings.promotions_max_age_s,
+    )
+    placements = Placements(promotion_store, metrics, every_s=settings.placements_flush_s)
+    batches = HomeBatches(
+        store=store,
+        snapshots=snapshots,
+        experiments=experiments,
+        promotions=promotions,
+        placements=placements,
+        metrics=metrics,
+    )
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
     signing = SigningFile(state, settings.signing_keys)
     page_store = PageStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
@@ -124,6 +158,8 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         preferences=preferences,
         snapshots=snapshots,
         experiments=experiments,
+        promotions=promotions,
+        placements=placements,
         batcher=batcher,
         served_log=served_log,
         event_store=event_store,
@@ -148,9 +184,16 @@ def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port:
     keys = Keys(prefix=settings.prefix)
     admin = AdminService(state=State(settings.state), keys=keys, client=client)
     experiments = ExperimentService(state=State(settings.state), shelf=BookShelf(client, keys, KIND))
+    promotions = PromotionService(
+        state=State(settings.state),
+        shelf=BookShelf(client, keys, PROMOTIONS),
+        ledger=PromotionLedger(client, keys),
+        catalogue=partial(_catalogue, State(settings.state), client, keys),
+    )
     deadline_s = max(ADMIN_DEADLINE_S, settings.default_deadline_ms / 1000)
     guard = Guard(identities=IdentityFile(settings).looked_up, metrics=metrics, default_deadline_s=deadline_s)
-    return bind(settings, guard, control_methods(admin, experiments), port=port, shared_port=shared_port)
+    methods = control_methods(admin, experiments, promotions)
+    return bind(settings, guard, methods, port=port, shared_port=shared_port, most_bytes=MAX_CONTROL_BYTES)
 
 
 def data_methods(home: HomeService, events: EventService, listeners: ListenerService) -> Table:
@@ -171,7 +214,7 @@ def data_methods(home: HomeService, events: EventService, listeners: ListenerSer
     }
 
 
-def control_methods(admin: AdminService, experiments: ExperimentService) -> Table:
+def control_methods(admin: AdminService, experiments: ExperimentService, promotions: PromotionService) -> Table:
     """Every method of the control port with the role it needs; what is not listed, nobody may call."""
     return {
         _service(admin_pb2.DESCRIPTOR, "AdminService"): {
@@ -188,7 +231,26 @@ def control_methods(admin: AdminService, experiments: ExperimentService) -> Tabl
             "ListExperiments": (Role.EXPERIMENTER, experiments.list_experiments),
             "ExplainAssignment": (Role.EXPERIMENTER, experiments.explain_assignment),
         },
+        _service(promotions_pb2.DESCRIPTOR, "PromotionService"): {
+            "ApplyBook": (Role.PROMOTER, promotions.apply_book),
+            "GetBook": (Role.PROMOTER, promotions.get_book),
+            "ListPromotions": (Role.PROMOTER, promotions.list_promotions),
+            "GetStats": (Role.PROMOTER, promotions.get_stats),
+            "ConfirmFeed": (Role.PROMOTER, promotions.confirm_feed),
+            "SetBudget": (Role.PROMOTER, None),
+            "GetPacing": (Role.PROMOTER, None),
+            "GetLift": (Role.PROMOTER, None),
+        },
     }
+
+
+def _catalogue(state: State, client: redis.Redis, keys: Keys) -> Catalogue:
+    """The items of the snapshot that the pointer names, as far as this machine has it."""
+    with suppress(redis.RedisError, WrongState, SnapshotRefused):
+        pointer = read_pointer(client, keys)
+        if pointer is not None:
+            return Catalogue(snapshot=pointer.digest, item_key=items_of(state.snapshots / pointer.digest))
+    return Catalogue(snapshot="", item_key=np.empty(0, np.uint64))
 
 
 class IdentityFile:

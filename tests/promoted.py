@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.offers import FADED_S, Promotions, bonus
+from ranking.offers import FADED_S, SCORE, SOURCES, Promotions, bonus, faded, indexed, market_bit, open_campaigns
 from ranking.params import INDEX
 from ranking.surfaces import PROMOTABLE
 from ranking.types import Fate, Home, HomeQuery, Shelf, TracedLine
@@ -17,39 +17,51 @@ from tests.slates import ABSURD
 from tests.test_home import NOW
 
 CAMPAIGNS: Final = 40
+ITEMS: Final = 2000  # of the small world
 AGES: Final = (0, 900, 1800, FADED_S - 1, FADED_S, 10**7, -1000)
 
 
 def offered(queries: int, rows: Sequence[int], **columns: Any) -> Promotions:
-    """Every item of `rows` promoted in full to every listener, each by a campaign of its own."""
-    count = len(rows)
-    plain: dict[str, Any] = {
-        "allowed": np.ones(queries, np.bool_),
-        "part": np.zeros(queries, np.int64),
-        "start": np.array([0, count]),
-        "row": np.sort(np.asarray(rows, np.int64)),
-        "score": np.ones(count),
-        "campaign": np.arange(count),
-        "payer": np.arange(count),
-        "confirmed": np.full(count, NOW),
-    }
-    return Promotions(**{**plain, **columns})
+    """Every item of `rows` promoted in full to every listener, each by a campaign of its own.
+
+    Columns are those of a score, of a campaign, or of a query.
+    """
+    scores, campaigns = np.zeros(len(rows), SCORE), open_campaigns(len(rows))
+    scores["row"], scores["campaign"], scores["score"], scores["segment"] = sorted(rows), np.arange(len(rows)), 1, -1
+    campaigns["fades"], campaigns["confirmed"] = True, NOW
+    asked = {"allowed": np.ones(queries, np.bool_), "segment": np.zeros(queries, np.int64)}
+    asked["plays"] = np.full(queries, 1000)
+    for name, column in columns.items():
+        for records in (scores, campaigns):
+            if name in (records.dtype.names or ()):
+                records[name] = column
+    own = {name: columns.get(name, column) for name, column in asked.items()}
+    return indexed(scores, campaigns, max([*rows, ITEMS - 1]) + 1)._replace(**own)
 
 
 def draw_promotions(rng: np.random.Generator, queries: int, items: int) -> Promotions:
-    """Up to three parts of few items, many or all, with scores of any kind, feeds of any age, campaigns unheard of."""
-    parts = [np.flatnonzero(rng.random(items) < rng.choice([0.01, 0.2, 1])) for _ in range(rng.integers(1, 4))]
-    rows = np.concatenate(parts)
-    score = np.where(rng.random(len(rows)) < 0.3, rng.choice(ABSURD, len(rows)), rng.random(len(rows)) * 1.5)
-    return Promotions(
+    """Few items, many or all, in up to three campaigns each, with scores of any kind, rules and feeds of any."""
+    rows = np.concatenate([np.flatnonzero(rng.random(items) < rng.choice([0.01, 0.2, 1])) for _ in range(3)])
+    scores, campaigns = np.zeros(len(rows), SCORE), open_campaigns(CAMPAIGNS)
+    scores["row"], scores["campaign"] = rows, rng.integers(-1, CAMPAIGNS + 1, len(rows))
+    scores["segment"] = np.where(rng.random(len(rows)) < 0.5, -1, rng.integers(0, 4, len(rows)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        drawn = np.where(rng.random(len(rows)) < 0.3, rng.choice(ABSURD, len(rows)), rng.random(len(rows)) * 1.5)
+        scores["score"] = drawn
+    campaigns["payer"], campaigns["fades"] = rng.integers(0, 8, CAMPAIGNS), rng.random(CAMPAIGNS) < 0.7
+    campaigns["confirmed"] = NOW - rng.choice(AGES, CAMPAIGNS, p=[0.5, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05])
+    campaigns["since"] = NOW + rng.choice([-5, 0, 5], CAMPAIGNS, p=[0.8, 0.1, 0.1])
+    campaigns["until"] = NOW + rng.choice([-5, 0, 5], CAMPAIGNS, p=[0.1, 0.1, 0.8])
+    campaigns["plays"] = rng.choice([0, 500], CAMPAIGNS, p=[0.8, 0.2])
+    for name in ("segments", "sources", "markets"):
+        bits = rng.integers(0, 2**64, campaigns[name].shape, np.uint64)
+        campaigns[name] |= bits
+        some = rng.random(CAMPAIGNS) < 0.2
+        campaigns[name][some] = bits[some]
+    return indexed(scores, campaigns, items)._replace(
         allowed=rng.random(queries) < 0.85,
-        part=rng.integers(-1, len(parts) + 1, queries),
-        start=np.concatenate(([0], np.cumsum([len(part) for part in parts]))),
-        row=rows,
-        score=score,
-        campaign=rng.integers(-1, CAMPAIGNS + 1, len(rows)),
-        payer=rng.integers(0, 8, CAMPAIGNS),
-        confirmed=NOW - rng.choice(AGES, CAMPAIGNS, p=[0.5, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05]),
+        segment=rng.integers(0, 5, queries),
+        plays=rng.integers(0, 1000, queries),
     )
 
 
@@ -76,12 +88,26 @@ class Asked:
     columns: Mapping[str, NDArray[Any]]  # of the snapshot
 
 
-def in_part(promotions: Promotions, query: int) -> dict[int, int]:
-    """The scores' numbers by row, that a listener is offered."""
-    part = int(promotions.part[query])
-    if not promotions.allowed[query] or not 0 <= part < len(promotions.start) - 1:
-        return {}
-    return {int(promotions.row[one]): one for one in range(promotions.start[part], promotions.start[part + 1])}
+def best_offer(asked: Asked, shelf: Shelf, market: str, row: int) -> int:
+    """The campaign that promotes an item most on a shelf, as plainly as can be said; -1: none."""
+    promotions, number, best = asked.promotions, asked.number, (0.0, -1)
+    beta, most = (shelf.spec.params[INDEX[f"promotion_{name}"]] for name in ("beta", "bonus"))
+    bit, segment = market_bit(market), int(promotions.segment[number])
+    for one in promotions.scores[promotions.scores["row"] == row]:
+        if not 0 <= one["campaign"] < len(promotions.campaigns) or one["segment"] not in {-1, segment}:
+            continue
+        campaign = promotions.campaigns[one["campaign"]]
+        if (
+            promotions.allowed[number]
+            and campaign["since"] <= NOW < campaign["until"]
+            and campaign["plays"] <= promotions.plays[number]
+            and int(campaign["segments"]) >> segment & 1
+            and int(campaign["sources"]) >> SOURCES[shelf.spec.source] & 1
+            and int(campaign["markets"][bit // 64]) >> bit % 64 & 1
+        ):
+            fresh = faded(NOW - campaign["confirmed"]) if campaign["fades"] else 1.0
+            best = max(best, (bonus(one["score"], fresh, beta, most), -int(one["campaign"])))
+    return -best[1] if best[0] > 0 else -1
 
 
 def relevance(line: TracedLine) -> dict[int, float]:
@@ -136,7 +162,7 @@ def check_page(asked: Asked, home: Home, plain: Home) -> int:
     params = {name: asked.query.surface.params[place] for name, place in INDEX.items()}
     promotions, artist, items, promoted, before, after = asked.promotions, asked.columns["artist_key"], 0, 0, 0.0, 0.0
     lines = {line.spec.id: line for line in home.lines}
-    offers, held = in_part(promotions, asked.number), [Counter[int]() for _ in range(3)]
+    held = [Counter[int]() for _ in range(3)]
     for shelf, organic in zip(home.shelves, plain.shelves, strict=True):
         scaled = relevance(lines[shelf.spec.id])
         promoted, items = promoted + check_shelf(shelf, organic, scaled), items + len(shelf.rows)
@@ -147,9 +173,9 @@ def check_page(asked: Asked, home: Home, plain: Home) -> int:
             assert before - after <= params["promotion_page_loss"] * before + 1e-12
             for row, campaign in zip(shelf.rows.tolist(), shelf.inserted.campaign.tolist(), strict=True):
                 if campaign >= 0:
-                    assert promotions.campaign[offers[row]] == campaign
-                    assert bonus(promotions, offers[row], NOW, shelf.spec.params) > 0
-                    for counter, key in zip(held, (artist[row], campaign, promotions.payer[campaign]), strict=True):
+                    assert best_offer(asked, shelf, home.market, row) == campaign
+                    payer = promotions.campaigns[campaign]["payer"]
+                    for counter, key in zip(held, (artist[row], campaign, payer), strict=True):
                         counter[int(key)] += 1
     del held[0][0]
     for counter, name in zip(held, ("artist", "campaign", "payer"), strict=True):

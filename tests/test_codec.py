@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from features.offline.cards import KINDS, encode_cards
 from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
+from ranking.promotions.spec import Mark
 from ranking.surfaces import Reasons, ShelfSpec, Source, spoken
-from ranking.types import Degraded, Home, Shelf
+from ranking.types import Degraded, Home, Insertion, Shelf
 from server.codec import encode_home
 from server.signing import SigningKey
 from server.tracking import Slot, Stamp, stamp, token_length, write_tokens
@@ -40,11 +41,27 @@ def spec(source: Source) -> ShelfSpec:
     return ShelfSpec(id=f"of-{source}", source=source, titles=TITLES, reasons=reasons, item_keys={})
 
 
-def shelf_of(source: Source, rows: NDArray[np.int64], scores: NDArray[np.float64], subject: int = -1) -> Shelf:
+CAMPAIGNS = (Mark(id="c0", payer="Me", why={}), Mark(id="c1", payer="Müller", why={"en": "Because"}))
+
+
+def shelf_of(
+    source: Source,
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float64],
+    subject: int = -1,
+    campaign: NDArray[np.int64] | None = None,
+) -> Shelf:
     """A shelf; every third item is new."""
-    new = rows % 3 == 0
+    inserted = None if campaign is None else Insertion(campaign=campaign, organic_rank=rows, organic=rows)
     return Shelf(
-        spec=spec(source), why=source, subject=subject, rows=rows, scores=scores, new=new, propensity=np.ones(len(rows))
+        spec=spec(source),
+        why=source,
+        subject=subject,
+        rows=rows,
+        scores=scores,
+        new=rows % 3 == 0,
+        propensity=np.ones(len(rows)),
+        inserted=inserted,
     )
 
 
@@ -64,6 +81,7 @@ def built(home: Home, snapshot: Snapshot, shared: Stamp | None = None) -> home_p
         degraded_reasons=[f"DEGRADED_REASON_{one}" for one in home.degraded],  # type: ignore[misc]  # names are taken
         coverage=home.coverage,
         snapshot_version=snapshot.digest,
+        promotion_book_version=home.promotion_book,
     )
     offsets = snapshot.columns["card_offset"]
     for number, shelf in enumerate(home.shelves):
@@ -88,6 +106,10 @@ def built(home: Home, snapshot: Snapshot, shared: Stamp | None = None) -> home_p
             if row % 3 == 0 and shelf.why != "newest":
                 out.items[-1].reason.code = home_pb2.REASON_CODE_NEW_RELEASE
                 out.items[-1].reason.text = "Just out"
+            if shelf.inserted is not None and (number := shelf.inserted.campaign[place]) >= 0:
+                campaign = home.campaigns[number]
+                why = campaign.why.get("en", f"It fits here, and {campaign.payer} pays for its place")
+                out.items[-1].promotion.MergeFrom(home_pb2.PromotionMark(id=campaign.id, payer=campaign.payer, why=why))
     return page
 
 
@@ -101,7 +123,8 @@ def shelves(draw: st.DrawFn) -> Shelf:
     scores[: len(odd)] = odd
     source = draw(st.sampled_from(get_args(Source)))
     subject = draw(st.integers(0, 7)) if source in {"neighbours", "genre"} else -1
-    return shelf_of(source, rng.integers(0, 2000, size), scores, subject)
+    campaign = rng.integers(-1, len(CAMPAIGNS), size) if draw(st.booleans()) else None
+    return shelf_of(source, rng.integers(0, 2000, size), scores, subject, campaign)
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,7 +147,14 @@ def test_joined_bytes_parse_to_the_built_message(  # noqa: PLR0917  # all that i
 ) -> None:
     """To the last field, for any shelves and scores, also those that are no numbers, tracked by any arms or not."""
     home = Home(
-        shelves=tuple(found), market=market, cold_start=cold, degraded=tuple(degraded), coverage=coverage, fates={}
+        shelves=tuple(found),
+        market=market,
+        cold_start=cold,
+        degraded=tuple(degraded),
+        coverage=coverage,
+        fates={},
+        promotion_book="b" * 64 if cold else "",
+        campaigns=CAMPAIGNS,
     )
     key = SigningKey(id=1, secret=b"s" * 32, signs_from=0)
     shared = None if arms is None else stamp(key, page="00" * 8, at=1, user_id="u", arms=arms)

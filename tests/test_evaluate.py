@@ -3,9 +3,16 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from features.offline.build import BuildSettings
+from features.offline.evaluate import prepare
+from features.offline.promoted import costs
+from server.cli_evaluate import _assembled
+from tests.conftest import quiet
 
 PORTS = ("--port", "0", "--control-port", "0", "--metrics-port", "0")
 
@@ -48,13 +55,27 @@ def test_the_full_preset_calibrates_at_no_loss(imported: Path) -> None:
     assert loss["mean"] >= -0.015 * loss["reference"]
 
 
-def test_promotion_reaches_listeners_within_its_bounds(imported: Path) -> None:
-    """At the defaults 1.0 to 1.5 items of a shelf stand by promotion, no shelf loses above 1 %, and pages stay near."""
-    found = json.loads(mantel("evaluate", "--data", "W", "--promoted", "--json", folder=imported))
-    (usual,) = (one for one in found if one["name"] == "beta 0.1, page loss 1%")
-    assert 1.0 <= usual["promoted"] <= 1.5
-    assert 0 < usual["loss_most"] <= 0.01
-    assert usual["ndcg_20"]["mean"] >= -0.01 * usual["ndcg_20"]["reference"]
+def test_promotion_is_measured(imported: Path) -> None:
+    """At every strength some items of a shelf stand by promotion, and no shelf loses more than the page may."""
+    found = {
+        one["name"]: one
+        for one in json.loads(mantel("evaluate", "--data", "W", "--promoted", "--json", folder=imported))
+    }
+    for name, one in found.items():
+        assert 0.3 <= one["promoted"] <= 2
+        assert 0 < one["loss_most"] <= float(name.rpartition(" ")[2].rstrip("%")) / 100
+    assert found["beta 0.05, page loss 1%"]["loss_mean"] < found["beta 0.1, page loss 1%"]["loss_mean"]
+
+
+def test_promotion_at_its_defaults_reaches_listeners_and_costs_little(imported: Path, tmp_path: Path) -> None:
+    """Over 80 draws of one item in twenty, 1.0 to 1.5 of 20 stand by promotion, and NDCG@20 falls by 0.5 % at most."""
+    trial = prepare(imported / "W", tmp_path, settings=BuildSettings(factors=64, index="ivf"), seed=0, progress=quiet)
+    serve = partial(_assembled, tmp_path, trial)
+    found = [costs(trial, serve, seed=seed, strengths={"defaults": {}})[0] for seed in range(4)]
+    assert all(1.0 <= one.promoted <= 1.5 for one in found)
+    assert all(one.loss_most <= 0.01 for one in found)
+    changes = [one.ndcg_20.mean / one.ndcg_20.reference for one in found]
+    assert -0.005 <= sum(changes) / len(changes) <= 0.001
 
 
 def test_a_fan_recognises_the_page(imported: Path) -> None:

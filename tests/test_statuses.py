@@ -29,6 +29,7 @@ Code = grpc.StatusCode
 GOOD = home_pb2.GetHomeRequest(user_id="u0000001")
 ADMIN = "/mantel.admin.v1.AdminService/"
 EXPERIMENTS = "/mantel.experiments.v1.ExperimentService/"
+PROMOTIONS = "/mantel.promotions.v1.PromotionService/"
 DATA = [path for path, _ in methods(*DATA_FILES)]
 CONTROL = [path for path, _ in methods(*CONTROL_FILES)]
 SERVED = {
@@ -36,6 +37,7 @@ SERVED = {
     "/mantel.events.v1.EventService/RecordEvents",
     *(f"/mantel.listeners.v1.ListenerService/{name}" for name in ("GetPreferences", "UpdatePreferences", "Forget")),
     *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot")),
+    *(PROMOTIONS + name for name in ("ApplyBook", "GetBook", "ListPromotions", "GetStats", "ConfirmFeed")),
     *(EXPERIMENTS + name for name in ("ApplyBook", "GetBook", "ListExperiments", "ExplainAssignment")),
 }
 UNAUTHENTICATED: dict[str, Metadata] = {
@@ -80,6 +82,8 @@ def role_of(path: str) -> Role:
     """The role that a method needs."""
     if path.startswith(EXPERIMENTS):
         return Role.EXPERIMENTER
+    if path.startswith(PROMOTIONS):
+        return Role.PROMOTER
     if path in CONTROL:
         return Role.ADMIN
     return Role.EXPLAIN if path.endswith("/ExplainHome") else Role.CLIENT

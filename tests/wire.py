@@ -18,6 +18,7 @@ from protos.events.v1 import events_pb2
 from protos.experiments.v1 import experiments_pb2
 from protos.home.v1 import home_pb2
 from protos.listeners.v1 import listeners_pb2
+from protos.promotions.v1 import promotions_pb2
 from server.metrics import Metrics
 from server.wiring import control_plane
 from tests.conftest import Served, settings_for
@@ -26,7 +27,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 GET_HOME = "/mantel.home.v1.HomeService/GetHome"
 DATA_FILES = (home_pb2.DESCRIPTOR, events_pb2.DESCRIPTOR, listeners_pb2.DESCRIPTOR)
-CONTROL_FILES = (admin_pb2.DESCRIPTOR, experiments_pb2.DESCRIPTOR)
+CONTROL_FILES = (admin_pb2.DESCRIPTOR, experiments_pb2.DESCRIPTOR, promotions_pb2.DESCRIPTOR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

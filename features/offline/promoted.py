@@ -23,8 +23,7 @@ DRAWS: Final = 20
 CANDIDATES: Final = 500
 STRENGTHS: Final[Mapping[str, Mapping[str, float]]] = {
     f"beta {beta:g}, page loss {loss:.0%}": {"promotion_beta": beta, "promotion_page_loss": loss}
-    for loss in (0.01, 0.02)
-    for beta in (0.05, 0.1, 0.2)
+    for beta, loss in ((0.05, 0.01), (0.07, 0.01), (0.1, 0.01), (0.1, 0.02), (0.2, 0.01))
 }
 
 
@@ -73,12 +72,14 @@ skip_played = true
 """
 
 
-def costs(trial: Trial, serve: Serve, *, seed: int) -> tuple[Cost, ...]:
+def costs(
+    trial: Trial, serve: Serve, *, seed: int, strengths: Mapping[str, Mapping[str, float]] = STRENGTHS
+) -> tuple[Cost, ...]:
     """Measures promotion at several strengths, with the same items promoted."""
     rng = np.random.default_rng(seed)
     count = round(SHARE * len(trial.rows))
     draws = [np.sort(rng.choice(trial.rows, count, replace=False)) for _ in range(DRAWS)]
-    return tuple(_cost(trial, name, serve(params, draws)) for name, params in STRENGTHS.items())
+    return tuple(_cost(trial, name, serve(params, draws)) for name, params in strengths.items())
 
 
 def _cost(trial: Trial, name: str, slates: Sequence[Slates]) -> Cost:

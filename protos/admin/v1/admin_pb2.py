@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/admin/v1/admin.proto\x12\x0fmantel.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\x08Snapshot\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08space_id\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x05 \x01(\x08\x12\x30\n\x0cpublished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07workers\x18\x07 \x01(\x05\"\xde\x01\n\x06Worker\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x17\n\x0fsnapshot_digest\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\x1f\n\x17\x65xperiment_book_version\x18\x06 \x01(\t\x12\x1f\n\x17\x65xperiment_book_refusal\x18\x07 \x01(\t\"7\n\x07Process\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x11\n\tpss_bytes\x18\x03 \x01(\x03\"\x12\n\x10GetStatusRequest\"\xa5\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x07workers\x18\x02 \x03(\x0b\x32\x17.mantel.admin.v1.Worker\x12\x16\n\x0e\x63urrent_digest\x18\x03 \x01(\t\x12\x10\n\x08store_up\x18\x04 \x01(\x08\x12+\n\tprocesses\x18\x05 \x03(\x0b\x32\x18.mantel.admin.v1.Process\"\x16\n\x14ListSnapshotsRequest\"E\n\x15ListSnapshotsResponse\x12,\n\tsnapshots\x18\x01 \x03(\x0b\x32\x19.mantel.admin.v1.Snapshot\")\n\x17\x41\x63tivateSnapshotRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"G\n\x18\x41\x63tivateSnapshotResponse\x12+\n\x08snapshot\x18\x01 \x01(\x0b\x32\x19.mantel.admin.v1.Snapshot\"\x19\n\x17RollbackSnapshotRequest\"G\n\x18RollbackSnapshotResponse\x12+\n\x08snapshot\x18\x01 \x01(\x0b\x32\x19.mantel.admin.v1.Snapshot\"\x18\n\x16RolloverWorkersRequest\"C\n\x17RolloverWorkersResponse\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.mantel.admin.v1.Worker\"\x14\n\x12\x44rainEventsRequest\":\n\x13\x44rainEventsResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x01(\x03\x32\xd4\x04\n\x0c\x41\x64minService\x12R\n\tGetStatus\x12!.mantel.admin.v1.GetStatusRequest\x1a\".mantel.admin.v1.GetStatusResponse\x12^\n\rListSnapshots\x12%.mantel.admin.v1.ListSnapshotsRequest\x1a&.mantel.admin.v1.ListSnapshotsResponse\x12g\n\x10\x41\x63tivateSnapshot\x12(.mantel.admin.v1.ActivateSnapshotRequest\x1a).mantel.admin.v1.ActivateSnapshotResponse\x12g\n\x10RollbackSnapshot\x12(.mantel.admin.v1.RollbackSnapshotRequest\x1a).mantel.admin.v1.RollbackSnapshotResponse\x12\x64\n\x0fRolloverWorkers\x12\'.mantel.admin.v1.RolloverWorkersRequest\x1a(.mantel.admin.v1.RolloverWorkersResponse\x12X\n\x0b\x44rainEvents\x12#.mantel.admin.v1.DrainEventsRequest\x1a$.mantel.admin.v1.DrainEventsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotos/admin/v1/admin.proto\x12\x0fmantel.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\x08Snapshot\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x10\n\x08space_id\x18\x02 \x01(\t\x12\r\n\x05items\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07\x63urrent\x18\x05 \x01(\x08\x12\x30\n\x0cpublished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07workers\x18\x07 \x01(\x05\"\x9e\x02\n\x06Worker\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x17\n\x0fsnapshot_digest\x18\x02 \x01(\t\x12.\n\nstarted_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07seen_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\x1f\n\x17\x65xperiment_book_version\x18\x06 \x01(\t\x12\x1f\n\x17\x65xperiment_book_refusal\x18\x07 \x01(\t\x12\x1e\n\x16promotion_book_version\x18\x08 \x01(\t\x12\x1e\n\x16promotion_book_refusal\x18\t \x01(\t\"7\n\x07Process\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x11\n\tpss_bytes\x18\x03 \x01(\x03\"\x12\n\x10GetStatusRequest\"\xa5\x01\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12(\n\x07workers\x18\x02 \x03(\x0b\x32\x17.mantel.admin.v1.Worker\x12\x16\n\x0e\x63urrent_digest\x18\x03 \x01(\t\x12\x10\n\x08store_up\x18\x04 \x01(\x08\x12+\n\tprocesses\x18\x05 \x03(\x0b\x32\x18.mantel.admin.v1.Process\"\x16\n\x14ListSnapshotsRequest\"E\n\x15ListSnapshotsResponse\x12,\n\tsnapshots\x18\x01 \x03(\x0b\x32\x19.mantel.admin.v1.Snapshot\")\n\x17\x41\x63tivateSnapshotRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"G\n\x18\x41\x63tivateSnapshotResponse\x12+\n\x08snapshot\x18\x01 \x01(\x0b\x32\x19.mantel.admin.v1.Snapshot\"\x19\n\x17RollbackSnapshotRequest\"G\n\x18RollbackSnapshotResponse\x12+\n\x08snapshot\x18\x01 \x01(\x0b\x32\x19.mantel.admin.v1.Snapshot\"\x18\n\x16RolloverWorkersRequest\"C\n\x17RolloverWorkersResponse\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.mantel.admin.v1.Worker\"\x14\n\x12\x44rainEventsRequest\":\n\x13\x44rainEventsResponse\x12\x0f\n\x07\x64rained\x18\x01 \x01(\x03\x12\x12\n\nduplicates\x18\x02 \x01(\x03\x32\xd4\x04\n\x0c\x41\x64minService\x12R\n\tGetStatus\x12!.mantel.admin.v1.GetStatusRequest\x1a\".mantel.admin.v1.GetStatusResponse\x12^\n\rListSnapshots\x12%.mantel.admin.v1.ListSnapshotsRequest\x1a&.mantel.admin.v1.ListSnapshotsResponse\x12g\n\x10\x41\x63tivateSnapshot\x12(.mantel.admin.v1.ActivateSnapshotRequest\x1a).mantel.admin.v1.ActivateSnapshotResponse\x12g\n\x10RollbackSnapshot\x12(.mantel.admin.v1.RollbackSnapshotRequest\x1a).mantel.admin.v1.RollbackSnapshotResponse\x12\x64\n\x0fRolloverWorkers\x12\'.mantel.admin.v1.RolloverWorkersRequest\x1a(.mantel.admin.v1.RolloverWorkersResponse\x12X\n\x0b\x44rainEvents\x12#.mantel.admin.v1.DrainEventsRequest\x1a$.mantel.admin.v1.DrainEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOT']._serialized_start=82
   _globals['_SNAPSHOT']._serialized_end=245
   _globals['_WORKER']._serialized_start=248
-  _globals['_WORKER']._serialized_end=470
-  _globals['_PROCESS']._serialized_start=472
-  _globals['_PROCESS']._serialized_end=527
-  _globals['_GETSTATUSREQUEST']._serialized_start=529
-  _globals['_GETSTATUSREQUEST']._serialized_end=547
-  _globals['_GETSTATUSRESPONSE']._serialized_start=550
-  _globals['_GETSTATUSRESPONSE']._serialized_end=715
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=717
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=739
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=741
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=810
-  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_start=812
-  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_end=853
-  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_start=855
-  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_end=926
-  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_start=928
-  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_end=953
-  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_start=955
-  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_end=1026
-  _globals['_ROLLOVERWORKERSREQUEST']._serialized_start=1028
-  _globals['_ROLLOVERWORKERSREQUEST']._serialized_end=1052
-  _globals['_ROLLOVERWORKERSRESPONSE']._serialized_start=1054
-  _globals['_ROLLOVERWORKERSRESPONSE']._serialized_end=1121
-  _globals['_DRAINEVENTSREQUEST']._serialized_start=1123
-  _globals['_DRAINEVENTSREQUEST']._serialized_end=1143
-  _globals['_DRAINEVENTSRESPONSE']._serialized_start=1145
-  _globals['_DRAINEVENTSRESPONSE']._serialized_end=1203
-  _globals['_ADMINSERVICE']._serialized_start=1206
-  _globals['_ADMINSERVICE']._serialized_end=1802
+  _globals['_WORKER']._serialized_end=534
+  _globals['_PROCESS']._serialized_start=536
+  _globals['_PROCESS']._serialized_end=591
+  _globals['_GETSTATUSREQUEST']._serialized_start=593
+  _globals['_GETSTATUSREQUEST']._serialized_end=611
+  _globals['_GETSTATUSRESPONSE']._serialized_start=614
+  _globals['_GETSTATUSRESPONSE']._serialized_end=779
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=781
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=803
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=805
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=874
+  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_start=876
+  _globals['_ACTIVATESNAPSHOTREQUEST']._serialized_end=917
+  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_start=919
+  _globals['_ACTIVATESNAPSHOTRESPONSE']._serialized_end=990
+  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_start=992
+  _globals['_ROLLBACKSNAPSHOTREQUEST']._serialized_end=1017
+  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_start=1019
+  _globals['_ROLLBACKSNAPSHOTRESPONSE']._serialized_end=1090
+  _globals['_ROLLOVERWORKERSREQUEST']._serialized_start=1092
+  _globals['_ROLLOVERWORKERSREQUEST']._serialized_end=1116
+  _globals['_ROLLOVERWORKERSRESPONSE']._serialized_start=1118
+  _globals['_ROLLOVERWORKERSRESPONSE']._serialized_end=1185
+  _globals['_DRAINEVENTSREQUEST']._serialized_start=1187
+  _globals['_DRAINEVENTSREQUEST']._serialized_end=1207
+  _globals['_DRAINEVENTSRESPONSE']._serialized_start=1209
+  _globals['_DRAINEVENTSRESPONSE']._serialized_end=1267
+  _globals['_ADMINSERVICE']._serialized_start=1270
+  _globals['_ADMINSERVICE']._serialized_end=1866
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,8 @@ class Worker(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     EXPERIMENT_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     EXPERIMENT_BOOK_REFUSAL_FIELD_NUMBER: _builtins.int
+    PROMOTION_BOOK_VERSION_FIELD_NUMBER: _builtins.int
+    PROMOTION_BOOK_REFUSAL_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """Its process id."""
     snapshot_digest: _builtins.str
@@ -90,6 +92,10 @@ class Worker(_message.Message):
     """The digest of the experiment book in force on it. Empty: none."""
     experiment_book_refusal: _builtins.str
     """Why the newest experiment book was refused. Empty: it was not."""
+    promotion_book_version: _builtins.str
+    """The digest of the promotion book in force on it. Empty: none."""
+    promotion_book_refusal: _builtins.str
+    """Why the newest promotion book was refused, or a confirmation could not be read. Empty: it was not."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -108,10 +114,12 @@ class Worker(_message.Message):
         refusal: _builtins.str = ...,
         experiment_book_version: _builtins.str = ...,
         experiment_book_refusal: _builtins.str = ...,
+        promotion_book_version: _builtins.str = ...,
+        promotion_book_refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen_at", b"seen_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_book_refusal", b"experiment_book_refusal", "experiment_book_version", b"experiment_book_version", "pid", b"pid", "refusal", b"refusal", "seen_at", b"seen_at", "snapshot_digest", b"snapshot_digest", "started_at", b"started_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment_book_refusal", b"experiment_book_refusal", "experiment_book_version", b"experiment_book_version", "pid", b"pid", "promotion_book_refusal", b"promotion_book_refusal", "promotion_book_version", b"promotion_book_version", "refusal", b"refusal", "seen_at", b"seen_at", "snapshot_digest", b"snapshot_digest", "started_at", b"started_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -689,6 +689,7 @@ class GetShelfResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     EXPERIMENT_BOOK_VERSION_FIELD_NUMBER: _builtins.int
+    PROMOTION_BOOK_VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names this answer in logs and support."""
     next_page_token: _builtins.str
@@ -701,6 +702,8 @@ class GetShelfResponse(_message.Message):
     """The snapshot that was served."""
     experiment_book_version: _builtins.str
     """The experiment book in force. Empty: none."""
+    promotion_book_version: _builtins.str
+    """The promotion book in force. Empty: none."""
     @_builtins.property
     def shelf(self) -> Global___Shelf:
         """The shelf with its next items."""
@@ -730,10 +733,11 @@ class GetShelfResponse(_message.Message):
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         notes: _abc.Iterable[Global___Note.ValueType] | None = ...,
         experiment_book_version: _builtins.str = ...,
+        promotion_book_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shelf", b"shelf"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "experiment_book_version", b"experiment_book_version", "next_page_token", b"next_page_token", "notes", b"notes", "request_id", b"request_id", "shelf", b"shelf", "snapshot_version", b"snapshot_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "cold_start", b"cold_start", "degraded", b"degraded", "degraded_reasons", b"degraded_reasons", "experiment_book_version", b"experiment_book_version", "next_page_token", b"next_page_token", "notes", b"notes", "promotion_book_version", b"promotion_book_version", "request_id", b"request_id", "shelf", b"shelf", "snapshot_version", b"snapshot_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
