@@ -77,7 +77,7 @@ class Simulation:
     errors: Mapping[str, int]  # status -> how many calls
 
 
-async def simulate(  # noqa: PLR0913  # a server, who comes, what they know, and who is told
+async def simulate(  # a server, who comes, what they know, and who is told
     channel: grpc.aio.Channel,
     metadata: Sequence[tuple[str, str]],
     users: Sequence[str],
@@ -105,7 +105,7 @@ async def simulate(  # noqa: PLR0913  # a server, who comes, what they know, and
 class _Run:
     """A run under way."""
 
-    def __init__(  # noqa: PLR0913  # as above
+    def __init__(  # as above
         self,
         channel: grpc.aio.Channel,
         metadata: Sequence[tuple[str, str]],

@@ -214,7 +214,7 @@ PARAMS: Final = (
         low=0.0,
         high=2.0,
         unit="share of the vector's length",
-        meaning="by which a like or a complete in the session draws the listener's vector to the item, and their genres",
+        meaning="by which a like or a complete in the session draws the listener's vector and genres to the item's",
         of_page=True,
     ),
     Param(
@@ -223,7 +223,7 @@ PARAMS: Final = (
         low=0.0,
         high=2.0,
         unit="share of the vector's length",
-        meaning="by which an early skip in the session drives the vector from the item, times their cosine: 1 leaves none",
+        meaning="by which an early skip drives the vector from the item, times their cosine: 1 leaves none of it",
         of_page=True,
     ),
     Param(

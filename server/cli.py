@@ -11,7 +11,7 @@ import typer
 
 from features.errors import InvalidInput, MantelError
 from features.state import Endpoints, State
-from server import cli_bench, cli_calls, cli_demo, cli_events, cli_experiments, cli_offline
+from server import cli_bench, cli_calls, cli_demo, cli_events, cli_experiments, cli_offline, cli_simulate
 from server.options import PrefixOption, RedisOption, StateOption, redis_url, setting
 from server.settings import Settings, load_settings
 from server.version import VERSION
@@ -31,6 +31,7 @@ cli_experiments.register(app)
 app.command()(cli_bench.bench)
 app.add_typer(tokens, name="tokens")
 app.add_typer(cli_events.events, name="events")
+app.add_typer(cli_simulate.simulate, name="simulate")
 
 
 def _print_version(wanted: bool) -> None:
