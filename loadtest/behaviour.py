@@ -77,7 +77,8 @@ def intent_for(
     nearest to their middle: a page shows in part what its listener is after, so that there is something to learn.
     """
     items = [item for shelf in page for item in shelf]
-    share = np.array([np.mean([genre in kinds.get(item, ()) for item in items] or [0.0]) for genre in among])
+    counts = [sum(genre in kinds.get(item, ()) for item in items) for genre in among]
+    share = np.array(counts) / max(1, len(items))
     fits = np.flatnonzero((share >= low) & (share <= high))
     if not len(fits):
         return among[int(np.argmin(np.abs(share - (low + high) / 2)))]

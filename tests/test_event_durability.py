@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import polars as pl
@@ -142,7 +142,8 @@ async def until_taken(
 def event_ids(store: redis.Redis) -> Iterator[str]:
     """The id of every event in the streams, as often as it is there."""
     for number in range(PARTITIONS):
-        for _, fields in store.xrange(Keys().stream(number)):
+        entries: Any = store.xrange(Keys().stream(number))
+        for _, fields in entries:
             yield Event.from_bytes(fields[FIELD.encode()]).event_id
 
 
