@@ -106,7 +106,8 @@ def decode_states(values: Sequence[bytes | None]) -> RecentState:
     good = (entries["checksum"] == _checksum(words)) & (entries["version"] == VERSION)
     owner = np.repeat(np.arange(len(whole)), [len(value) // size for value in whole])[good]
     kept = entries[good]
-    order = np.lexsort((kept["did"], kept["item_key"], kept["at"], owner))  # they stand as they arrived
+    said = ("seconds", "session", "did", "item_key", "at")
+    order = np.lexsort((*(kept[name] for name in said), owner))  # they stand as they arrived
     kept = kept[order]
     return RecentState(
         start=np.searchsorted(owner, np.arange(len(whole) + 1)),

@@ -33,6 +33,7 @@ class Sample:
     method: str
     roles: tuple[str, ...]  # of the caller
     now: int  # of the query
+    confirmed: dict[str, int]  # when the feeds of its promotion book were confirmed, unix seconds
     missing: int  # of Known
     request: bytes
     page: bytes  # what was served, as the edge writes it

@@ -51,25 +51,40 @@ class Tls:
     certificate: bytes | None = None
 
 
+def asyncio_channel(target: str, tls: Tls | None = None) -> grpc.aio.Channel:
+    """A channel for asyncio with the published service config; tokens go with each call."""
+    options = _options(patient=False)
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options)
+    return grpc.aio.secure_channel(target, _credentials(tls), options)
+
+
+def _options(*, patient: bool) -> list[tuple[str, str | int]]:
+    return [
+        ("grpc.service_config", service_config(patient=patient)),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.initial_reconnect_backoff_ms", 100),  # a worker is back within a second or two
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
+    ]
+
+
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(tls.root, tls.key, tls.certificate)
+
+
 class _Client:
     """A connection with a token."""
 
     def __init__(self, target: str, *, token: str = "", tls: Tls | None = None, patient: bool = True) -> None:
         """Connects on first use; a token is sent with every call."""
         self.target, self.tls = target, tls
-        options = [
-            ("grpc.service_config", service_config(patient=patient)),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.initial_reconnect_backoff_ms", 100),  # a worker is back within a second or two
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 2_000),
-            ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
-        ]
+        options = _options(patient=patient)
         if tls is None:
             self.channel = grpc.insecure_channel(target, options)
         else:
-            credentials = grpc.ssl_channel_credentials(tls.root, tls.key, tls.certificate)
-            self.channel = grpc.secure_channel(target, credentials, options)
+            self.channel = grpc.secure_channel(target, _credentials(tls), options)
         self.metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,11 @@
-"""Lets what a listener does count at once: likes and completes pull their vector, skips push it away.
+"""Lets what a listener does count at once: likes and completes pull their vector and their genres, skips push them.
 
 Rocchio's feedback on unit vectors, in the order of the events: a like or complete adds pull * item, a skip takes
 push * max(0, cosine) * item, half of that where more than 30 s were heard; after each the vector leans back to the
-listener's own by a share, and is scaled to its length.
+listener's own by a share, and is scaled to its length. The mix of genres follows likewise: of what is liked the item's
+genres get the share pull / (1 + pull), of what is skipped each of its genres loses push times its share in the item.
+Without it, the shelves of genres and what is calibrated held a session to the genres of the listener's record.
+tests/test_intent.py measures what the rates come to.
 """
 
 from dataclasses import replace
@@ -46,7 +49,7 @@ class Now(NamedTuple):
 
 
 def steer(queries: tuple[HomeQuery, ...], listeners: Listeners, snapshot: Snapshot) -> Listeners:
-    """The listeners, each with their vector as the events of the session leave it."""
+    """The listeners, each with their vector and mix of genres as the events of the session leave them."""
     state = listeners.state
     if not len(state.did):
         return listeners
@@ -57,43 +60,107 @@ def steer(queries: tuple[HomeQuery, ...], listeners: Listeners, snapshot: Snapsh
         np.array([query.session for query in queries], np.uint32),
         page_params(queries),
     )
-    vectors = listeners.vectors.copy()
-    _steer(events, now, snapshot.columns["vector"], vectors)
-    return replace(listeners, vectors=vectors)
+    vectors, weights = listeners.vectors.copy(), listeners.genre_weights.copy()
+    _steer(events, now, snapshot.columns["vector"], snapshot.columns["genre"], vectors, weights)
+    return replace(listeners, vectors=vectors, genre_weights=weights)
 
 
 @compiled
-def _steer(events: Events, now: Now, items: NDArray[np.float32], vectors: NDArray[np.float32]) -> None:
+def _steer(
+    events: Events,
+    now: Now,
+    items: NDArray[np.float32],
+    genres: NDArray[np.int16],
+    vectors: NDArray[np.float32],
+    weights: NDArray[np.float32],
+) -> None:
     for query in range(len(vectors)):
         first, last = events.start[query], events.start[query + 1]
-        length = np.sqrt(dot(vectors[query], vectors[query]))
-        if first == last or length == 0:
+        if first == last:
             continue
-        params, own = now.params[query], vectors[query].astype(np.float64) / length
         begin = session_start(events, first, last, now.at[query], now.session[query])
-        steered = own.copy()
-        for event in range(begin, last):
-            row, did, session = events.row[event], events.did[event], events.session[event]
-            if row < 0 or events.at[event] > now.at[query]:
-                continue
-            if session > 0 and now.session[query] > 0 and session != now.session[query]:
-                continue  # of another session of the client's
-            norm = np.sqrt(dot(items[row], items[row]))
-            if norm == 0:
-                continue
-            item = items[row].astype(np.float64) / norm
-            if did in (_LIKE, _COMPLETE):
-                steered += params[_PULL] * item
-            elif did == _SKIP:
-                near = max(0.0, np.sum(steered * item))
-                steered -= params[_PUSH] * (1.0 if events.seconds[event] < EARLY_S else 0.5) * near * item
-            else:
-                continue
-            steered = (1 - params[_LEAN]) * steered + params[_LEAN] * own
-            size = np.sqrt(np.sum(steered * steered))
-            steered = steered / size if size > 0 else own.copy()
-        for dimension in range(vectors.shape[1]):
-            vectors[query, dimension] = length * steered[dimension]
+        told = np.array([_told(events, event, now, query) for event in range(begin, last)], np.float64)
+        rows = events.row[begin:last][told != 0]
+        if len(rows):
+            told, lean = told[told != 0], now.params[query, _LEAN]
+            _turn(vectors[query], items, rows, told, lean)
+            _mix(weights[query], genres, rows, told, lean)
+
+
+@compiled
+def _told(events: Events, event: int, now: Now, query: int) -> float:
+    """How strongly an event pulls, or, below zero, pushes; 0 where it says nothing of the listener's session."""
+    did, session = events.did[event], events.session[event]
+    if events.row[event] < 0 or events.at[event] > now.at[query]:
+        return 0.0
+    if session > 0 and now.session[query] > 0 and session != now.session[query]:
+        return 0.0  # of another session of the client's
+    if did in (_LIKE, _COMPLETE):
+        return float(now.params[query, _PULL])
+    if did == _SKIP:
+        return float(-now.params[query, _PUSH] * (1.0 if events.seconds[event] < EARLY_S else 0.5))
+    return 0.0
+
+
+@compiled
+def _turn(
+    vector: NDArray[np.float32],
+    items: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    told: NDArray[np.float64],
+    lean: float,
+) -> None:
+    """Turns a listener's vector by what the items tell, one after the other."""
+    length = np.sqrt(dot(vector, vector))
+    if length == 0:
+        return
+    own = vector.astype(np.float64) / length
+    steered = own.copy()
+    for event in range(len(rows)):
+        norm = np.sqrt(dot(items[rows[event]], items[rows[event]]))
+        if norm == 0:
+            continue
+        item = items[rows[event]].astype(np.float64) / norm
+        near = 1.0 if told[event] > 0 else max(0.0, np.sum(steered * item))
+        steered += told[event] * near * item
+        steered = (1 - lean) * steered + lean * own
+        size = np.sqrt(np.sum(steered * steered))
+        steered = steered / size if size > 0 else own.copy()
+    for dimension in range(len(vector)):
+        vector[dimension] = length * steered[dimension]
+
+
+@compiled
+def _mix(
+    weights: NDArray[np.float32],
+    genres: NDArray[np.int16],
+    rows: NDArray[np.int64],
+    told: NDArray[np.float64],
+    lean: float,
+) -> None:
+    """Moves a listener's mix of genres by what the items tell; an item's genres weigh 1, 1/2, 1/3 … in their order."""
+    own = weights.astype(np.float64)
+    mix = own.copy()
+    for event in range(len(rows)):
+        item = genres[rows[event]]
+        whole = 0.0
+        for slot in range(len(item)):
+            whole += 1 / (slot + 1) if item[slot] >= 0 else 0.0
+        if whole == 0:
+            continue
+        kept = 1 / (1 + told[event]) if told[event] > 0 else 1.0
+        mix *= kept
+        for slot in range(len(item)):
+            share = 1 / (slot + 1) / whole
+            if item[slot] >= 0 and told[event] > 0:
+                mix[item[slot]] += (1 - kept) * share
+            elif item[slot] >= 0:
+                mix[item[slot]] *= max(0.0, 1 + told[event] * share)
+        mix = (1 - lean) * mix + lean * own
+        total = mix.sum()
+        mix = mix / total if total > 0 else own.copy()
+    for genre in range(len(weights)):
+        weights[genre] = mix[genre]
 
 
 @compiled

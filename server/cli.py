@@ -20,6 +20,7 @@ from server import (
     cli_offline,
     cli_promotions,
     cli_replay,
+    cli_simulate,
 )
 from server.options import PrefixOption, RedisOption, StateOption, redis_url, setting
 from server.settings import Settings, load_settings
@@ -42,6 +43,7 @@ app.command()(cli_bench.bench)
 app.command()(cli_replay.replay)
 app.add_typer(tokens, name="tokens")
 app.add_typer(cli_events.events, name="events")
+app.add_typer(cli_simulate.simulate, name="simulate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -60,7 +60,7 @@ def apply_book(
     """
     from server import calling, promotion_reports
 
-    spec = _read(file, scores)
+    spec = spec_in(file, scores)
     with _client(state, target, tls_ca, tls_cert, tls_key, insecure=insecure) as client:
         known = calling.said(client, client.get_book).version if etag is None else etag
         found = calling.said(client, lambda: client.apply_book(spec, etag=known, validate_only=check))
@@ -149,7 +149,7 @@ def _client(
     return calling.promotions(where, target, calling.tls_of(ca, cert, key), insecure=insecure)
 
 
-def _read(file: Path, scores: Path | None) -> "promotions_pb2.Spec":
+def spec_in(file: Path, scores: Path | None) -> "promotions_pb2.Spec":
     """A file's spec, with the scores of a table.
 
     Raises:

@@ -16,6 +16,7 @@ from server.settings import Settings, load_settings
 if TYPE_CHECKING:
     from features.snapshot import Snapshot
     from ranking.experiments.assignment import Assigner
+    from ranking.promotions.book import Book as PromotionBook
     from server.replay import Records, Replayer
 
 DRAWN_WITH = 1
@@ -31,6 +32,10 @@ def replay(
         typer.Option(
             metavar="FILE|DIGEST", help="Another experiment book: what a file would make of it, or a kept one."
         ),
+    ] = "",
+    promotions: Annotated[
+        str,
+        typer.Option(metavar="FILE|DIGEST", help="Another promotion book, its feeds freshly confirmed, or a kept one."),
     ] = "",
     snapshot: Annotated[str, typer.Option(metavar="DIGEST", help="Another published snapshot.")] = "",
     pages: Annotated[int, typer.Option(min=1, help="Of the sampled pages at most the latest so many.")] = 1000,
@@ -51,16 +56,15 @@ def replay(
     What cannot be made again, as where its snapshot was collected, is told apart.
 
     Examples: mantel replay --check, mantel replay --set diversity=mmr --set mmr_lambda=0.5,
-    mantel replay --experiments E.toml, mantel replay --snapshot 69911adbebbd
+    mantel replay --experiments E.toml, mantel replay --promotions P.toml, mantel replay --snapshot 69911adbebbd
     """
     from features.samples import samples_in
     from server import replay as again
     from server import replay_report
 
     settings = load_settings(state=state, redis=redis, prefix=prefix)
-    changes = [name for name, given in (("set", set_), ("experiments", experiments), ("snapshot", snapshot)) if given]
-    if check == bool(changes):
-        raise InvalidInput(("check", "give --check, or a change: --set, --experiments, --snapshot"))
+    if check == any((set_, experiments, promotions, snapshot)):
+        raise InvalidInput(("check", "give --check, or a change: --set, --experiments, --promotions, --snapshot"))
     where = State(settings.state)
     found = samples_in(where.served_samples)
     latest = deque((one for one in found if one is None or surface in {"", one.surface}), maxlen=pages)
@@ -76,6 +80,7 @@ def replay(
         change = again.Change(
             settings=_settings(set_ or []),
             assigner=_assigner(where, replayer, experiments) if experiments else None,
+            promotions=_promotions(replayer, promotions) if promotions else None,
             snapshot=_published(where, replayer, snapshot) if snapshot else None,
             records=_records(settings, stack) if snapshot else again.no_records,
         )
@@ -103,6 +108,19 @@ def _assigner(state: State, replayer: "Replayer", said: str) -> "Assigner":
     if Path(said).exists():
         return Assigner(apply(BOOKS.kept(state) or EMPTY, spec_in(Path(said)), seed=DRAWN_WITH))
     return Assigner(replayer.book(named(replayer.archive, KIND, said)))
+
+
+def _promotions(replayer: "Replayer", said: str) -> "PromotionBook":
+    """The book that a file makes, or a kept one."""
+    from features.archive import named
+    from ranking.promotions.book import bind
+    from server.cli_promotions import spec_in
+    from server.promotion_specs import read_spec
+    from server.promotions import KIND
+
+    if Path(said).exists():
+        return bind(read_spec(spec_in(Path(said), None)))
+    return replayer.promotion_book(named(replayer.archive, KIND, said))
 
 
 def _published(state: State, replayer: "Replayer", prefix: str) -> "Snapshot":

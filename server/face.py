@@ -38,10 +38,16 @@ def page(
     if home_pb2.NOTE_LISTENER_FOLDED_IN in home.notes:
         made.append("known by recent plays only")
     parts += [Text(), Text(" · ".join(made), "dim")]
+    parts += [Text(_arm(one), "dim") for one in home.assignments]
     if home.degraded:
         names = [home_pb2.DegradedReason.Name(one).removeprefix("DEGRADED_REASON_") for one in home.degraded_reasons]
         parts.append(Text(f"degraded: {', '.join(names)} · coverage {home.coverage} %", "yellow"))
     return Group(*parts)
+
+
+def _arm(served: home_pb2.Assignment) -> str:
+    by = {"bucket": "drawn", "allow_list": "by the allow list", "override": "as the caller forced"}
+    return f"experiment {served.experiment}: arm {served.arm}, {by.get(served.reason, served.reason)}"
 
 
 def page_json(home: home_pb2.GetHomeResponse, seconds: float) -> str:
@@ -124,6 +130,8 @@ def _card(item: home_pb2.Item, captions: Mapping[str, str] | None) -> Panel:
     lines = [Text(item.title, "bold"), Text(item.subtitle, "dim")]
     if captions is not None:
         lines.append(Text(captions.get(item.item_id, ""), "italic"))
+    if item.HasField("promotion"):
+        lines.append(Text(f"promoted by {item.promotion.payer}", "yellow"))
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return Panel(Group(*lines), width=CARD_WIDTH, padding=(0, 1))

@@ -167,5 +167,5 @@ class HomeBatches:
         later(0, self.metrics.served, shown, read_s, trace)
         if by is not None and len(trace.eligible):
             later(0, self.placements.served, queries, homes, trace.eligible, by)
-        batch = Batch(snapshot=snapshot, frames=frames, read_s=read_s, trace=trace)
+        batch = Batch(snapshot=snapshot, frames=frames, promoted_by=by, read_s=read_s, trace=trace)
         return [Served(home=home, batch=batch, place=place) for place, home in enumerate(homes)]

@@ -4,9 +4,11 @@ Two pages are equal if and only if their bytes are: JSON writes a float64 so tha
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from features.snapshot import Snapshot
+from ranking.promotions.spec import Mark
 from ranking.types import Degraded, Home, Shelf
 
 OF_THE_CORE: Final = frozenset(
@@ -27,7 +29,7 @@ Page = dict[str, Any]
 def page_record(home: Home, snapshot: Snapshot) -> bytes:
     """Writes a page."""
     told = {
-        "shelves": [_shelf(shelf, snapshot) for shelf in home.shelves],
+        "shelves": [_shelf(shelf, home.campaigns, snapshot) for shelf in home.shelves],
         "market": home.market,
         "cold_start": home.cold_start,
         "folded_in": home.folded_in,
@@ -35,6 +37,7 @@ def page_record(home: Home, snapshot: Snapshot) -> bytes:
         "degraded": [reason.value for reason in home.degraded if reason in OF_THE_CORE],
         "arms": [[one.layer, one.experiment, one.arm, one.reason.value] for one in home.assignments],
         "experiment_book": home.experiment_book,
+        "promotion_book": home.promotion_book,
     }
     return json.dumps(told, sort_keys=True).encode()
 
@@ -56,7 +59,7 @@ def difference(one: Page, other: Page) -> str:
     return next((name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)), "")
 
 
-def _shelf(shelf: Shelf, snapshot: Snapshot) -> dict[str, Any]:
+def _shelf(shelf: Shelf, campaigns: Sequence[Mark], snapshot: Snapshot) -> dict[str, Any]:
     keys = snapshot.columns["item_key"]
     told: dict[str, Any] = {
         "id": shelf.spec.id,
@@ -65,9 +68,10 @@ def _shelf(shelf: Shelf, snapshot: Snapshot) -> dict[str, Any]:
         "items": keys[shelf.rows].tolist(),
         "scores": shelf.scores.tolist(),
         "new": shelf.new.tolist(),
+        "propensities": shelf.propensity.tolist(),
     }
     if shelf.inserted is not None:
-        told["campaigns"] = shelf.inserted.campaign.tolist()
+        told["campaigns"] = [campaigns[by].id if by >= 0 else "" for by in shelf.inserted.campaign.tolist()]
         told["organic_ranks"] = shelf.inserted.organic_rank.tolist()
         told["organic"] = keys[shelf.inserted.organic].tolist()
     return told

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from features.archive import Archive
 from features.books import BookReader
 from features.errors import Unavailable
 from features.promotion_store import PromotionStore
@@ -23,7 +24,7 @@ BOOKS: Final = Kind(name=KIND, max_json=MAX_JSON, max_blob=MAX_BLOB, open=open_b
 class PromotionBooks(Follower[Book]):
     """Holds the current book as rows of the current snapshot, found anew when either changes."""
 
-    def __init__(  # what a follower needs, and its own
+    def __init__(  # noqa: PLR0913  # what a follower needs, and its own
         self,
         state: State,
         reader: BookReader,
@@ -32,9 +33,10 @@ class PromotionBooks(Follower[Book]):
         *,
         serving: Callable[[], Snapshot | None],
         max_age_s: float,
+        archive: Archive | None = None,
     ) -> None:
         """Holds nothing yet; `refresh` reads. `serving` answers the snapshot in service."""
-        super().__init__(BOOKS, state, reader, metrics, max_age_s=max_age_s)
+        super().__init__(BOOKS, state, reader, metrics, max_age_s=max_age_s, archive=archive)
         self._store = store
         self._serving = serving
         self._confirmed: Mapping[str, int] = {}
@@ -74,7 +76,7 @@ class PromotionBooks(Follower[Book]):
     def mark(self, homes: tuple[Home, ...], by: Bound | None) -> tuple[Home, ...]:
         """The pages with the book that they were promoted by; degraded where promotion is off because of a fault."""
         if by is not None:
-            return tuple(replace(home, promotion_book=by.book.digest, campaigns=by.book.marks) for home in homes)
+            return tuple(map(by.marked, homes))
         if not self.stale or self._book is None or not self._book.campaigns:
             return homes
         return tuple(replace(home, degraded=(*home.degraded, Degraded.PROMOTIONS_OFF)) for home in homes)

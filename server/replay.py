@@ -19,11 +19,14 @@ from protos.home.v1 import home_pb2
 from ranking.experiments.assignment import Assigner
 from ranking.experiments.book import Book
 from ranking.home import assemble
+from ranking.offers import offered_to
+from ranking.promotions.binding import Bound, bound
+from ranking.promotions.book import Book as PromotionBook
 from ranking.surfaces import Surface, load_surfaces
 from ranking.types import HomeQuery
-from server import explain
+from server import experiments, explain, promotions
 from server.agreement import overlap, rbo
-from server.experiments import BOOKS, KIND
+from server.books import BookT, Kind
 from server.identity import Principal, Role
 from server.page_record import Page, difference, page_record, read_page
 from server.queries import to_query, to_shelf_query
@@ -52,6 +55,7 @@ class Change:
     assigner: Assigner | None = None
     snapshot: Snapshot | None = None
     records: Records = no_records  # for a snapshot of another embedding space
+    promotions: PromotionBook | None = None  # its feeds count as confirmed when the page was served
 
 
 AS_IT_WAS: Final = Change()
@@ -96,6 +100,8 @@ class Replayer:
         self.archive = Archive(state.served_versions, state.served_samples)
         self.snapshot = lru_cache(KEPT)(self._snapshot)
         self.book = lru_cache(KEPT)(self._book)
+        self.promotion_book = lru_cache(KEPT)(self._promotion_book)
+        self._bounds: dict[tuple[str, str], Bound] = {}  # by the digests of book and snapshot
         self._assigner = lru_cache(KEPT)(lambda digest: Assigner(self.book(digest)))
         self._surfaces = lru_cache(KEPT)(self._surfaces_of)
 
@@ -116,8 +122,10 @@ class Replayer:
         query = self._query(sample, change.assigner)
         if change.settings:
             query = explain.what_if(query, change.settings)
-        (home,), _ = assemble((query,), frames.decoded(snapshot), snapshot, clock=lambda: 0.0)
-        return page_record(home, snapshot)
+        listeners, by = frames.decoded(snapshot), self._promoted_by(sample, change.promotions, snapshot)
+        offered = None if by is None else offered_to(by.promotions, listeners)
+        (home,), _ = assemble((query,), listeners, snapshot, promotions=offered, clock=lambda: 0.0)
+        return page_record(home if by is None else by.marked(home), snapshot)
 
     def title(self, sample: Sample, change: Change, key: int) -> str:
         """The title of an item of a sampled page, or of one made by a change; its key where neither snapshot has it."""
@@ -150,6 +158,16 @@ class Replayer:
         shelf = home_pb2.GetShelfRequest.FromString(sample.request)
         return to_shelf_query(shelf, surfaces, principal, assigner, now=sample.now)
 
+    def _promoted_by(self, sample: Sample, changed: PromotionBook | None, snapshot: Snapshot) -> Bound | None:
+        digest = sample.versions.promotions
+        book = changed or (self.promotion_book(digest) if digest else None)
+        if book is None:
+            return None
+        now = {feed.id: sample.now for feed in book.feeds}
+        key = book.digest, snapshot.digest
+        found = self._bounds[key] = self._bounds.get(key) or bound(book, snapshot)
+        return found.confirmed(sample.confirmed if changed is None else now)
+
     def _snapshot(self, digest: str) -> Snapshot:
         folder = self._state.snapshots / digest
         if not folder.is_dir():
@@ -160,13 +178,19 @@ class Replayer:
             raise Unreplayable(f"snapshot {digest[:12]} cannot be loaded: {error}") from error
 
     def _book(self, digest: str) -> Book:
-        bound = kept_book(self.archive, KIND, digest)
-        if bound is None:
-            raise Unreplayable(f"experiment book {digest[:12]} is not kept")
+        return self._kept(experiments.BOOKS, digest)
+
+    def _promotion_book(self, digest: str) -> PromotionBook:
+        return self._kept(promotions.BOOKS, digest)
+
+    def _kept(self, kind: Kind[BookT], digest: str) -> BookT:
+        kept = kept_book(self.archive, kind.name, digest)
+        if kept is None:
+            raise Unreplayable(f"{kind.name} book {digest[:12]} is not kept")
         try:
-            return BOOKS.read(bound.raw, bound.digest, lambda name: bound.blobs.get(name, b""))
+            return kind.read(kept.raw, kept.digest, lambda name: kept.blobs.get(name, b""))
         except BookRefused as error:
-            raise Unreplayable(f"experiment book {digest[:12]} cannot be read: {error}") from error
+            raise Unreplayable(f"{kind.name} book {digest[:12]} cannot be read: {error}") from error
 
     def _surfaces_of(self, digest: str, preset: str) -> Mapping[str, Surface]:
         path = self.archive.path(SURFACES, digest)

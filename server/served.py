@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from features.listeners import Frames
 from features.snapshot import Snapshot
+from ranking.promotions.binding import Bound
 from ranking.types import Home, Trace
 
 
@@ -13,6 +14,7 @@ class Batch:
 
     snapshot: Snapshot
     frames: Frames  # of their listeners, as they were read
+    promoted_by: Bound | None
     read_s: float
     trace: Trace
 

@@ -13,7 +13,7 @@ from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
 from ranking.experiments.assignment import Assignment
 from ranking.home import STAGES
-from ranking.types import HomeQuery, Shelf
+from ranking.types import HomeQuery
 from server.guard import Call
 from server.paging import Turned
 from server.queries import DEFAULT_SURFACE
@@ -47,7 +47,9 @@ def block_of(noted: Sequence[Noted], snapshot: Snapshot, source: Source) -> Bloc
     shelves = [shelf for one in noted for shelf in one.served.home.shelves]
     rows = [shelf.rows for shelf in shelves]
     keys = snapshot.columns["item_key"]
-    placements, organic, slates = _of_promotion(shelves)
+    placements, organic, slates = _of_promotion(noted)
+    chances = np.concatenate([shelf.propensity for shelf in shelves]) if shelves else _NO_SCORES
+    left_to_chance = np.flatnonzero(chances != 1)
     return Block(
         pages=pages,
         versions=list(shared.versions),
@@ -58,7 +60,7 @@ def block_of(noted: Sequence[Noted], snapshot: Snapshot, source: Source) -> Bloc
         counts=np.frombuffer(bytes(map(len, rows)), np.uint8),
         item_keys=keys[np.concatenate(rows)] if rows else _NO_KEYS,
         scores=np.concatenate([shelf.scores for shelf in shelves]).astype(np.float32) if shelves else _NO_SCORES,
-        propensities=[],
+        propensities=list(zip(left_to_chance.tolist(), chances[left_to_chance].tolist(), strict=True)),
         placements=placements,
         organic=organic,
         organic_keys=keys[np.concatenate(slates)] if slates else _NO_KEYS,
@@ -113,7 +115,8 @@ def block_of_turn(request_id: str, served_ms: int, request: Request, turned: Tur
 
 def versions_of(served: Served, source: Source) -> Versions:
     """What a page was made from."""
-    return Versions(served.batch.snapshot.digest, served.home.experiment_book, "", *source)
+    home = served.home
+    return Versions(served.batch.snapshot.digest, home.experiment_book, home.promotion_book, *source)
 
 
 _NO_KEYS: Final = np.empty(0, np.uint64)
@@ -126,16 +129,16 @@ class _Shared:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.versions: dict[Versions, int] = {}
-        self._of_book: dict[str, int] = {}
+        self._of_books: dict[tuple[str, str], int] = {}
         self.batches: list[Batch] = []
         self.arms: list[Assignment] = []
         self._numbers: dict[int, int] = {}  # of batches and arms, by identity: all live as long as the block
 
     def version(self, served: Served) -> int:
-        book = served.home.experiment_book
-        if book not in self._of_book:
-            self._of_book[book] = self.versions.setdefault(versions_of(served, self.source), len(self.versions))
-        return self._of_book[book]
+        books = served.home.experiment_book, served.home.promotion_book
+        if books not in self._of_books:
+            self._of_books[books] = self.versions.setdefault(versions_of(served, self.source), len(self.versions))
+        return self._of_books[books]
 
     def batch(self, batch: Batch) -> int:
         number = self._numbers.get(id(batch))
@@ -180,15 +183,16 @@ def _timing(batch: Batch) -> Timing:
     return Timing(batch.size, int(batch.read_s * 1e6), [int(seconds * 1e6) for _, seconds in batch.trace.stages])
 
 
-def _of_promotion(shelves: Sequence[Shelf]) -> tuple[list[Placement], list[Organic], list[NDArray[np.int64]]]:
+def _of_promotion(noted: Sequence[Noted]) -> tuple[list[Placement], list[Organic], list[NDArray[np.int64]]]:
     """Which items stand by promotion, and the slates of their shelves without it."""
     placements, organic, slates = [], [], []
     first = 0
-    for number, shelf in enumerate(shelves):
+    shelves = ((shelf, one.served.home.campaigns) for one in noted for shelf in one.served.home.shelves)
+    for number, (shelf, campaigns) in enumerate(shelves):
         if shelf.inserted is not None:
             by, ranks = shelf.inserted.campaign.tolist(), shelf.inserted.organic_rank.tolist()
             placements += [
-                Placement(first + place, str(campaign), ranks[place])
+                Placement(first + place, campaigns[campaign].id, ranks[place])
                 for place, campaign in enumerate(by)
                 if campaign >= 0
             ]

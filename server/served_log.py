@@ -190,6 +190,7 @@ def _sample(one: Noted, source: Source) -> Sample:
         method=one.request.DESCRIPTOR.name.removesuffix("Request"),
         roles=tuple(role.value for role in one.call.principal.roles),
         now=one.query.now,
+        confirmed={} if batch.promoted_by is None else dict(batch.promoted_by.at),
         missing=int(batch.frames.missing),
         request=one.request.SerializeToString(),
         page=page_record(one.served.home, batch.snapshot),

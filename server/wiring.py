@@ -104,6 +104,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         metrics,
         serving=lambda: snapshots.current,
         max_age_s=settings.promotions_max_age_s,
+        archive=archive,
     )
     placements = Placements(promotion_store, metrics, every_s=settings.placements_flush_s)
     batches = HomeBatches(

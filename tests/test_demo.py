@@ -26,6 +26,7 @@ def test_the_demo_keeps_to_itself(built: Path, tmp_path: Path) -> None:
         page = ok(*words)
         assert "plays most" in page
         assert "Picked for you" in page
+        assert "experiment more-variety: arm " in page
         assert "degraded" not in page
         assert json.loads(made.read_bytes())["digest"][:12] in page
         return made.stat().st_mtime

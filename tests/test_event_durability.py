@@ -1,13 +1,17 @@
-"""What is acknowledged is on disk: Redis killed under load, a Redis that cannot promise it, and one that is silent."""
+"""What is acknowledged is on disk: Redis and workers killed under load, a Redis that cannot promise it or is silent."""
 
 import asyncio
+import itertools
 import os
 import random
 import signal
 import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Final
 
 import grpc
 import polars as pl
@@ -15,12 +19,19 @@ import pytest
 import redis
 
 from features.embedded_redis import _binary, revive
+from features.event_store import FIELD
+from features.events import Event
+from features.keys import PARTITIONS, Keys
 from features.offline.drain import drain
 from features.offline.publish import connect
+from protos.client import asyncio_channel
 from protos.events.v1 import events_pb2
+from server.identity import development_token
 from tests.conftest import Served, Store, quiet, serving
-from tests.operation import eventually
-from tests.recording import DUPLICATE, RECORDED, event, in_streams, record, results
+from tests.operation import children, eventually, redis_of, server, soon
+from tests.operation import published as published_at
+from tests.recording import DUPLICATE, RECORD, RECORDED, event, in_streams, record, results
+from tests.wire import Metadata, call
 
 Code = grpc.StatusCode
 
@@ -63,6 +74,101 @@ async def test_what_is_acknowledged_survives_kill_nine_of_redis(published: Store
     assert ids.is_unique().all()
     assert acknowledged <= set(ids)
     assert report.unreadable == 0
+
+
+async def test_kill_nine_of_workers_and_redis_beside_a_disk_hog_loses_nothing(built: Path, tmp_path: Path) -> None:
+    """Three times Redis and both workers of `mantel serve` die at once, while another process keeps the disk busy.
+
+    Each comes back by itself. Every acknowledged event is in the streams once, and after the drain too.
+    """
+    state = published_at(tmp_path / "state", built)
+    rng, stop, acknowledged = random.Random(3), asyncio.Event(), set[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANTEL_EVENT_TIMEOUT_MS", "10000")
+        patch.setenv("MANTEL_DEFAULT_DEADLINE_MS", "20000")
+        with redis_of(state) as store, server(state, workers="2") as endpoints, disk_hog(tmp_path):
+            bearer = (("authorization", f"Bearer {development_token(state)}"),)
+            async with asyncio_channel(endpoints.target) as channel:
+
+                async def client(number: int) -> None:
+                    for batch in itertools.count():
+                        if stop.is_set():
+                            return
+                        some = range(rng.randrange(1, 30))
+                        users = [f"u{rng.randrange(99)}" for _ in some]
+                        events = [event(f"c{number}-{batch}-{n}", user_id=users[n]) for n in some]
+                        await until_taken(channel, bearer, events, acknowledged, stop)
+
+                clients = [asyncio.create_task(client(number)) for number in range(8)]
+                for _ in range(3):
+                    before = len(acknowledged)
+                    await soon(lambda before=before: len(acknowledged) > before + 100)  # type: ignore[misc]  # bound
+                    await asyncio.sleep(rng.random() / 4)
+                    doomed = [int(store.info("server")["process_id"]), *children(endpoints.pid)]
+                    for pid in doomed:
+                        os.kill(pid, signal.SIGKILL)
+                    await soon(lambda: pings(store))
+                before = len(acknowledged)
+                await soon(lambda: len(acknowledged) > before + 100)  # it serves again
+                stop.set()
+                await asyncio.gather(*clients)
+            held = Counter(event_ids(store))
+            report = drain(store, Keys(), tmp_path / "out", progress=quiet)
+    assert acknowledged <= set(held)
+    assert set(held.values()) == {1}
+    drained = pl.read_parquet(tmp_path / "out" / "day=*" / "*.parquet")["event_id"]
+    assert drained.sort().to_list() == sorted(held)
+    assert report.unreadable == 0
+
+
+async def until_taken(
+    channel: grpc.aio.Channel,
+    metadata: Metadata,
+    events: list[events_pb2.Event],
+    acknowledged: set[str],
+    stop: asyncio.Event,
+) -> None:
+    """Sends a batch again and again with the same ids until it is acknowledged, or all is over."""
+    request = events_pb2.RecordEventsRequest(events=events)
+    while not stop.is_set():
+        status = await call(channel, RECORD, request, metadata=metadata, timeout=20.0)
+        if status.code is Code.OK:
+            acknowledged.update(one.event_id for one in events)
+            return
+        assert status.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}, status
+        await asyncio.sleep(0.02)
+
+
+def event_ids(store: redis.Redis) -> Iterator[str]:
+    """The id of every event in the streams, as often as it is there."""
+    for number in range(PARTITIONS):
+        entries: Any = store.xrange(Keys().stream(number))
+        for _, fields in entries:
+            yield Event.from_bytes(fields[FIELD.encode()]).event_id
+
+
+HOG: Final = """
+import os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    os.unlink(sys.argv[1])  # nothing stays, however it ends
+    block = os.urandom(1 << 22)
+    while os.getppid() == int(sys.argv[2]):
+        file.seek(0)
+        for _ in range(16):
+            file.write(block)
+            os.fsync(file.fileno())
+"""
+
+
+@contextmanager
+def disk_hog(folder: Path) -> Iterator[None]:
+    """A process that writes 64 MB over and over, each 4 MB to the disk itself."""
+    words = [sys.executable, "-c", HOG, str(folder / "hog"), str(os.getpid())]
+    with subprocess.Popen(words) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def kill(store: Store) -> None:

@@ -32,6 +32,8 @@ from server.replay_report import summary
 from tests.books import BY_FILE, LAYERS, UNCAPPED, applied
 from tests.conftest import Served, Store, serving
 from tests.operation import digest_of, mantel, soon
+from tests.promotion_books import EVERYTHING
+from tests.promotion_books import applied as promoted
 
 SURFACES = ("home", "evaluation")
 
@@ -62,6 +64,13 @@ def live(store: Store, snapshot: Snapshot, rng: np.random.Generator, users: Sequ
                 for one in ago
             )
             store.client.set(store.keys.state(user), b"".join(entries))
+            seen = (
+                encode_entry(
+                    Did.IMPRESSION, int(rng.choice(keys[:200])), at=now - 86_400 - one, session=session_of("s0")
+                )
+                for one, key in enumerate(rng.choice(keys[:200], int(rng.integers(300))))
+            )
+            store.client.set(store.keys.impressions(user), b"".join(seen))
         if draw in {2, 3, 4}:
             wishes = Preferences(
                 hidden_items=tuple(rng.choice(ids, 5, replace=False).tolist()),
@@ -106,13 +115,16 @@ async def test_a_thousand_pages_come_out_as_they_were(published: Store, second: 
     rng = np.random.default_rng(11)
     users = [*(f"u0000{number:03}" for number in range(120)), *(f"stranger{number}" for number in range(20))]
     book = applied(published, BY_FILE, UNCAPPED)
+    promoted(published, ({"id": "spring"}, EVERYTHING[::2]), ({"id": "mine", "payer": "Me"}, EVERYTHING[1::2]))
     async with serving(published.state, published.url, replay_sample=1.0) as one:
         snapshot = one.plane.snapshots.current
         assert snapshot is not None
         live(published, snapshot, rng, users)
         await ask(one, rng, users, 400)
         other = applied(published, {**BY_FILE, "concluded": True}, UNCAPPED, previous=book)
+        fewer = promoted(published, ({"id": "mine", "payer": "Me"}, EVERYTHING[:500]))
         await soon(lambda: one.plane.experiments.version == other.digest)
+        await soon(lambda: one.plane.promotions.version == fewer.digest)
         await ask(one, rng, users, 300)
         published.publish(second)
         digest = digest_of(second)
@@ -130,6 +142,9 @@ async def test_a_thousand_pages_come_out_as_they_were(published: Store, second: 
     assert sum(bool(page["arms"]) for page in pages) > 500
     assert any(page["folded_in"] for page in pages)
     assert any(page["cold_start"] for page in pages)
+    shelves = [shelf for page in pages for shelf in page["shelves"]]
+    assert {by for shelf in shelves for by in shelf.get("campaigns", ())} == {"", "spring", "mine"}
+    assert any(chance < 1 for shelf in shelves for chance in shelf["propensities"])
     assert {one.method for one in samples} == {"GetHome", "GetShelf"}
 
 

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.recent_state import Did, decode_states, encode_entry
 from features.snapshot import Snapshot
-from ranking.params import resolve
+from ranking.params import INDEX, PARAMS, resolve
 from ranking.session import EARLY_S, PAUSE_S, steer
 from ranking.surfaces import Surface
 from ranking.types import HomeQuery
 from tests.test_home import NOW, read, serve, spec
 
+PULL, PUSH, LEAN = (PARAMS[INDEX[name]].default for name in ("session_pull", "session_push", "session_lean"))
 Event = tuple[Did, int, int, int]  # what, which row, seconds before now, seconds heard
 
 
@@ -44,12 +45,12 @@ def plainly(own: NDArray[np.float64], items: NDArray[np.float64], events: Sequen
     start = now = own / length
     for did, row, _, heard in events:
         if did in {Did.LIKE, Did.COMPLETE}:
-            now = now + 0.6 * unit[row]
+            now = now + PULL * unit[row]
         elif did is Did.SKIP:
-            now = now - 0.6 * (1 if heard < EARLY_S else 0.5) * max(0, now @ unit[row]) * unit[row]
+            now = now - PUSH * (1 if heard < EARLY_S else 0.5) * max(0, now @ unit[row]) * unit[row]
         else:
             continue
-        now = 0.95 * now + 0.05 * start
+        now = (1 - LEAN) * now + LEAN * start
         now = now / np.linalg.norm(now)
     return np.asarray(length * now)
 

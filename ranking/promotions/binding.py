@@ -1,7 +1,7 @@
 """A promotion book becomes rows of a snapshot: once for each pair of them, never for a request."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from features.snapshot import Snapshot
 from ranking.offers import FOREVER, SCORE, SOURCES, Promotions, Records, indexed, market_bit, open_campaigns
 from ranking.promotions.book import Book
+from ranking.types import Home
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,12 +20,17 @@ class Bound:
     snapshot: str  # its digest
     promotions: Promotions  # for no listener yet
     unknown: int  # how many scores are of items that the snapshot lacks
+    at: Mapping[str, int] = field(default_factory=dict)  # when its feeds were confirmed, unix seconds
 
     def confirmed(self, at: Mapping[str, int]) -> "Bound":
         """With its feeds confirmed at these times, in unix seconds; one that is not named never was."""
         campaigns = self.promotions.campaigns.copy()
         campaigns["confirmed"] = [at.get(one.feed, 0) for one in self.book.campaigns]
-        return replace(self, promotions=self.promotions._replace(campaigns=campaigns))
+        return replace(self, promotions=self.promotions._replace(campaigns=campaigns), at=at)
+
+    def marked(self, home: Home) -> Home:
+        """A page that was promoted by it."""
+        return replace(home, promotion_book=self.book.digest, campaigns=self.book.marks)
 
 
 def bound(book: Book, snapshot: Snapshot) -> Bound:
