@@ -186,11 +186,11 @@ class Replayer:
     def _kept(self, kind: Kind[BookT], digest: str) -> BookT:
         kept = kept_book(self.archive, kind.name, digest)
         if kept is None:
-            raise Unreplayable(f"{kind.name} book {digest[:12]} is not kept")
+            raise Unreplayable(f"{kind.name.removesuffix('s')} book {digest[:12]} is not kept")
         try:
             return kind.read(kept.raw, kept.digest, lambda name: kept.blobs.get(name, b""))
         except BookRefused as error:
-            raise Unreplayable(f"{kind.name} book {digest[:12]} cannot be read: {error}") from error
+            raise Unreplayable(f"{kind.name.removesuffix('s')} book {digest[:12]} cannot be read: {error}") from error
 
     def _surfaces_of(self, digest: str, preset: str) -> Mapping[str, Surface]:
         path = self.archive.path(SURFACES, digest)
