@@ -88,7 +88,7 @@ async def test_a_shelf_alone_is_organic(served: Served) -> None:
     home: Any = home_pb2_grpc.HomeServiceStub(served.channel)
     found = []
     for user in USERS:
-        request = home_pb2.GetShelfRequest(user_id=user, shelf_id="picked-for-you", session_id="s")
+        request = home_pb2.GetShelfRequest(user_id=user, shelf_id="picked-for-you", page_size=60)
         found.append(await home.GetShelf(request, metadata=served.metadata))
     assert {one.promotion_book_version for one in found} == {served.plane.promotions.version}
     assert not any(item.HasField("promotion") for one in found for item in one.shelf.items)
