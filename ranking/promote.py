@@ -16,13 +16,14 @@ from ranking.history import DAY_S, History
 from ranking.insertion import Ranked, Standing, insert
 from ranking.layout import NEW_DAYS
 from ranking.offers import SOURCES, Audience, Flags, Ints, Promotions, Records, market_bit, offer
-from ranking.params import Params
+from ranking.params import INDEX, Params
 from ranking.score import relevance
 from ranking.surfaces import PROMOTABLE
 from ranking.types import Candidates, Fate, HomeQuery, Insertion, Lines, Pages
 
 Floats = NDArray[np.float64]
 Keys = NDArray[np.uint64]
+_SHARE: Final = INDEX["promotion_share"]
 _SHOWN: Final = int(Fate.SHOWN)  # numba compares arrays with numbers only
 
 
@@ -127,7 +128,8 @@ def promote(  # noqa: PLR0913, PLR0917  # the last stage sees what all others ma
 def _audience(queries: tuple[HomeQuery, ...], lines: Lines, history: History, pages: Pages) -> Audience:
     return Audience(
         first=lines.first,
-        promotable=np.array([spec.promotable and spec.source in PROMOTABLE for spec in lines.specs], np.bool_),
+        promotable=np.array([spec.promotable and spec.source in PROMOTABLE for spec in lines.specs], np.bool_)
+        & (lines.params[:, _SHARE] > 0),
         source=np.array([SOURCES.get(spec.source, 0) for spec in lines.specs], np.int64),
         shown=pages.shown,
         params=lines.params,

@@ -59,7 +59,10 @@ class PromotionBooks(Follower[Book]):
         await self._confirm(self._book)
         snapshot = self._serving()
         if snapshot is not None and (self._bound is None or self._bound.snapshot != snapshot.digest):
-            self._bound = self._prepared_for(snapshot) or await asyncio.to_thread(self._bind, self._book, snapshot)
+            found = self._prepared_for(snapshot)
+            if found is None:
+                found = await asyncio.to_thread(self._bind, self._book, snapshot)
+            self._bound = found if found.at == self._confirmed else found.confirmed(self._confirmed)
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Binds the book to a snapshot before it serves; called from the thread that loads it."""
@@ -105,7 +108,8 @@ class PromotionBooks(Follower[Book]):
         self._unreadable = found.unreadable
         if found.at != self._confirmed:
             self._confirmed = found.at
-            self._bound = None if self._bound is None else self._bound.confirmed(found.at)
+            bounds = self._bound, self._prepared
+            self._bound, self._prepared = (one and one.confirmed(found.at) for one in bounds)
 
     def _bind(self, book: Book, snapshot: Snapshot) -> Bound:
         return bound(book, snapshot).confirmed(self._confirmed)
@@ -113,4 +117,4 @@ class PromotionBooks(Follower[Book]):
     def _prepared_for(self, snapshot: Snapshot) -> Bound | None:
         found = self._prepared
         good = found is not None and found.snapshot == snapshot.digest and found.book is self._book
-        return found.confirmed(self._confirmed) if found is not None and good else None
+        return found if good else None

@@ -106,8 +106,8 @@ def built(home: Home, snapshot: Snapshot, shared: Stamp | None = None) -> home_p
             if row % 3 == 0 and shelf.why != "newest":
                 out.items[-1].reason.code = home_pb2.REASON_CODE_NEW_RELEASE
                 out.items[-1].reason.text = "Just out"
-            if shelf.inserted is not None and (number := shelf.inserted.campaign[place]) >= 0:
-                campaign = home.campaigns[number]
+            if shelf.inserted is not None and (paid := shelf.inserted.campaign[place]) >= 0:
+                campaign = home.campaigns[paid]
                 why = campaign.why.get("en", f"It fits here, and {campaign.payer} pays for its place")
                 out.items[-1].promotion.MergeFrom(home_pb2.PromotionMark(id=campaign.id, payer=campaign.payer, why=why))
     return page

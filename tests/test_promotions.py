@@ -83,19 +83,19 @@ async def test_a_campaign_that_does_not_say_why_gets_a_phrase(published: Store) 
         }
 
 
-async def test_a_shelf_alone_is_organic(served: Served) -> None:
-    """All of a shelf, up to 200 items, and candidates of the caller's own are promoted nowhere; the book is named."""
+async def test_more_of_a_shelf_and_given_candidates_are_organic(served: Served) -> None:
+    """GetShelf and RankItems promote nothing, and count nothing as eligible; the book in force is named."""
     home: Any = home_pb2_grpc.HomeServiceStub(served.channel)
-    found = []
-    for user in USERS:
-        request = home_pb2.GetShelfRequest(user_id=user, shelf_id="picked-for-you", session_id="s")
-        found.append(await home.GetShelf(request, metadata=served.metadata))
-    assert {one.promotion_book_version for one in found} == {served.plane.promotions.version}
-    assert not any(item.HasField("promotion") for one in found for item in one.shelf.items)
-    ranked = await home.RankItems(
-        home_pb2.RankItemsRequest(user_id=USERS[0], item_ids=EVERYTHING[:200]), metadata=served.metadata
-    )
+    for user in USERS[:8]:
+        request = home_pb2.GetShelfRequest(user_id=user, shelf_id="picked-for-you", page_size=60)
+        found = await home.GetShelf(request, metadata=served.metadata)
+        assert found.promotion_book_version == served.plane.promotions.version
+        assert not any(item.HasField("promotion") for item in found.shelf.items)
+    given = home_pb2.RankItemsRequest(user_id=USERS[0], item_ids=EVERYTHING[:200])
+    ranked = await home.RankItems(given, metadata=served.metadata)
     assert not any(item.HasField("promotion") for item in ranked.items)
+    assert not served.plane.placements._counts
+    assert not served.plane.placements._sending
 
 
 async def test_the_same_page_in_a_batch_as_alone(served: Served) -> None:
