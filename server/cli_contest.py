@@ -1,0 +1,181 @@
+"""Starts what `mantel bench` compares, each server on one core: ceilings, pages by preset, and the twin."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from features.embedded_redis import attached
+from features.errors import Unavailable
+from features.keys import Keys
+from features.offline.publish import connect, publish
+from features.state import State
+from loadtest import machine
+from loadtest.connections import GrpcConnection, HttpConnection
+from loadtest.contest import Contestant
+from loadtest.generator import Target
+from loadtest.stages import drawn
+from protos.home.v1 import home_pb2
+from ranking.surfaces import DEFAULT_SURFACES
+from server.identity import development_token
+from server.launch import running
+
+GET_HOME: Final = "/mantel.home.v1.HomeService/GetHome"
+CEILING, CEILING_SYNC, TWIN = "ceiling: grpc.aio", "ceiling: grpcio sync", "twin: FastAPI, plain"
+PLAIN, FULL = "GetHome, plain", "GetHome, full"
+ROLES: Final = {"ceiling": CEILING, "plain": PLAIN, "full": FULL, "twin": TWIN}
+PRESETS: Final = {PLAIN: "plain", FULL: "full"}
+NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
+REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn
+START_S: Final = 120.0
+_HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """Everybody who runs, and the processes on the load's core that work for them."""
+
+    contestants: tuple[Contestant, ...]
+    helpers: frozenset[int]
+    twin_port: int | None  # None: its packages are missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Serving:
+    """A server of ours that runs."""
+
+    port: int
+    token: str
+    workers: frozenset[int]
+    helpers: frozenset[int]
+    redis_url: str
+
+
+@contextmanager
+def field(folder: Path, users: Sequence[str], cores: tuple[int, int], *, rng: Any, log: Path) -> Iterator[Field]:
+    """Everybody, from started to stopped: a snapshot folder with its records, served from beside it."""
+    names = [user for user, _ in drawn(users, REQUESTS, rng)]
+    asked = tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
+    with ExitStack() as stack:
+        ours = {name: stack.enter_context(_serving(folder, preset, cores, log=log)) for name, preset in PRESETS.items()}
+        answer = folder.parent / "answer.bin"
+        answer.write_bytes(_answered(ours[PLAIN], asked[0]))
+        found = [
+            _grpc(name, *stack.enter_context(_started(cores, "loadtest.ceiling", kind, str(answer))), asked, "")
+            for name, kind in ((CEILING, "aio"), (CEILING_SYNC, "sync"))
+        ]
+        found += [_grpc(name, one.port, one.workers, asked, one.token) for name, one in ours.items()]
+        twin_port = None
+        if all(find_spec(name) for name in NEEDS):
+            plain = ours[PLAIN]
+            words = (str(folder), plain.redis_url, plain.token, str(DEFAULT_SURFACES), "plain")
+            twin_port, pids = stack.enter_context(_started(cores, "loadtest.twin", *words))
+            found.append(_twin(twin_port, pids, names, plain.token))
+        helpers = frozenset().union(*(one.helpers for one in ours.values()))
+        yield Field(contestants=tuple(found), helpers=helpers, twin_port=twin_port)
+
+
+def twin_stages(port: int) -> Mapping[str, float]:
+    """Microseconds of the twin by stage, mean over all that it served."""
+    with urllib.request.urlopen(f"http://{_HOST}:{port}/stages", timeout=10) as answer:  # our own
+        return dict(json.load(answer))
+
+
+@contextmanager
+def _serving(folder: Path, preset: str, cores: tuple[int, int], *, log: Path) -> Iterator[_Serving]:
+    """`mantel serve` with one worker on the server's core; Redis and the control plane are on the load's."""
+    state = State(folder.parent / f"served-{preset}")
+    with attached(state) as url, connect(url) as client:
+        publish(folder, state, client, Keys(), progress=lambda *_: None, keep_records=True)
+        store = int(_told(client.info("server"))["process_id"])
+        machine.keep_to(store, cores[1])
+        flags = {"preset": preset, "port": "0", "control-port": "0", "metrics-port": "0", "workers": "1"}
+        with running(state, flags, log=log) as endpoints:
+            workers = frozenset(beat.pid for beat in state.heartbeats())
+            family = {endpoints.pid, *_children(endpoints.pid)}
+            for pid in family:
+                machine.keep_to(pid, cores[0] if pid in workers else cores[1])
+            yield _Serving(
+                port=int(endpoints.target.rpartition(":")[2]),
+                token=development_token(state),
+                workers=workers,
+                helpers=frozenset({store, *(family - workers)}),
+                redis_url=url,
+            )
+
+
+@contextmanager
+def _started(cores: tuple[int, int], module: str, *words: str) -> Iterator[tuple[int, frozenset[int]]]:
+    """A module that prints its port, as a process on the server's core: port and process id."""
+    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, env={**os.environ, **own}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            told = process.stdout.readline()
+            if not told:
+                raise Unavailable(f"{module} does not start; what it said stands above")
+            _until_it_listens(int(told))
+            machine.keep_to(process.pid, cores[0])
+            yield int(told), frozenset({process.pid})
+        finally:
+            process.terminate()
+
+
+def _until_it_listens(port: int) -> None:
+    """Waits until a connection is taken: a socket that is bound but not listening refuses."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            socket.create_connection((_HOST, port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _grpc(name: str, port: int, pids: frozenset[int], asked: tuple[bytes, ...], token: str) -> Contestant:
+    headers = [("authorization", f"Bearer {token}")] if token else []
+    connect_ = partial(GrpcConnection, f"{_HOST}:{port}", GET_HOME, headers)
+    target = Target(host=_HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
+    return Contestant(name=name, target=target, pids=pids)
+
+
+def _twin(port: int, pids: frozenset[int], names: Sequence[str], token: str) -> Contestant:
+    headers = [("authorization", f"Bearer {token}")]
+    connect_ = partial(HttpConnection, f"{_HOST}:{port}", "/home", headers)
+    asked = tuple(f'{{"user_id": "{user}"}}'.encode() for user in names)
+    target = Target(host=_HOST, port=port, connect=connect_, requests=asked, shares_connections=False)
+    return Contestant(name=TWIN, target=target, pids=pids)
+
+
+def _answered(one: _Serving, request: bytes) -> bytes:
+    """The bytes of a page, as a stock client gets them."""
+    with grpc.insecure_channel(f"{_HOST}:{one.port}") as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(GET_HOME)
+        return call(request, metadata=(("authorization", f"Bearer {one.token}"),), timeout=30)
+
+
+def _told(info: Any) -> Mapping[str, Any]:
+    """What Redis tells of itself; its client's types say that it may be a promise of it."""
+    return dict(info)
+
+
+def _children(pid: int) -> set[int]:
+    """The child processes of a process."""
+    return {int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()}
