@@ -95,7 +95,8 @@ def bench(
             plan = Plan() if rounds is None else Plan(rounds=rounds)
             figures = _measure(snapshot, records, plan, tell)
         else:
-            contest = _contest(folder, sorted(records), _changed(quick, rounds, seconds, in_flight), tell)
+            room = State(load_settings(state=state).state).path / "bench" / snapshot.digest[:12]
+            contest = _contest(folder, room, sorted(records), _changed(quick, rounds, seconds, in_flight), tell)
         share = (time.thread_time() - worked) / (time.perf_counter() - began)
     conditions = _conditions(folder, snapshot, len(records), before, share)
     if stages:
@@ -183,7 +184,7 @@ def _changed(quick: bool, rounds: int | None, seconds: float | None, in_flight: 
     return replace(plan, **{name: value for name, value in given.items() if value})
 
 
-def _contest(folder: Path, users: "Sequence[str]", plan: "contest.Plan", tell: Progress) -> "Contest":
+def _contest(folder: Path, room: Path, users: Sequence[str], plan: "contest.Plan", tell: Progress) -> "Contest":
     """Starts everybody, measures in turns, and judges.
 
     Raises:
@@ -200,7 +201,7 @@ def _contest(folder: Path, users: "Sequence[str]", plan: "contest.Plan", tell: P
     if cores is None:
         raise WrongState("there is one core only: load and server need one each")
     allowed = os.sched_getaffinity(0)
-    with field(folder, users, cores, rng=np.random.default_rng(SEED), log=folder.parent / "serve.log") as everybody:
+    with field(folder, users, cores, rng=np.random.default_rng(SEED), room=room) as everybody:
         os.sched_setaffinity(0, {cores[1]})
         try:
             rows = uvloop.run(

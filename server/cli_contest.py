@@ -64,13 +64,15 @@ class _Serving:
 
 
 @contextmanager
-def field(folder: Path, users: Sequence[str], cores: tuple[int, int], *, rng: Any, log: Path) -> Iterator[Field]:
-    """Everybody, from started to stopped: a snapshot folder with its records, served from beside it."""
+def field(folder: Path, users: Sequence[str], cores: tuple[int, int], *, rng: Any, room: Path) -> Iterator[Field]:
+    """Everybody, from started to stopped: a snapshot folder with its records, served from within `room`."""
     names = [user for user, _ in drawn(users, REQUESTS, rng)]
     asked = tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
     with ExitStack() as stack:
-        ours = {name: stack.enter_context(_serving(folder, preset, cores, log=log)) for name, preset in PRESETS.items()}
-        answer = folder.parent / "answer.bin"
+        ours = {
+            name: stack.enter_context(_serving(folder, preset, cores, room=room)) for name, preset in PRESETS.items()
+        }
+        answer = room / "answer.bin"
         answer.write_bytes(_answered(ours[PLAIN], asked[0]))
         found = [
             _grpc(name, *stack.enter_context(_started(cores, "loadtest.ceiling", kind, str(answer))), asked, "")
@@ -94,15 +96,15 @@ def twin_stages(port: int) -> Mapping[str, float]:
 
 
 @contextmanager
-def _serving(folder: Path, preset: str, cores: tuple[int, int], *, log: Path) -> Iterator[_Serving]:
+def _serving(folder: Path, preset: str, cores: tuple[int, int], *, room: Path) -> Iterator[_Serving]:
     """`mantel serve` with one worker on the server's core; Redis and the control plane are on the load's."""
-    state = State(folder.parent / f"served-{preset}")
+    state = State(room / preset)
     with attached(state) as url, connect(url) as client:
         publish(folder, state, client, Keys(), progress=lambda *_: None, keep_records=True)
         store = int(_told(client.info("server"))["process_id"])
         machine.keep_to(store, cores[1])
         flags = {"preset": preset, "port": "0", "control-port": "0", "metrics-port": "0", "workers": "1"}
-        with running(state, flags, log=log) as endpoints:
+        with running(state, flags, log=room / "serve.log") as endpoints:
             workers = frozenset(beat.pid for beat in state.heartbeats())
             family = {endpoints.pid, *_children(endpoints.pid)}
             for pid in family:
