@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Final
@@ -88,6 +89,7 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
     due = np.cumsum(gaps)
     connections = await _connected(target, MOST_CONNECTIONS if target.shares_connections else 64)
     latencies, late, failed = list[float](), np.empty(len(due)), 0
+    loop, sleeper = asyncio.get_running_loop(), ThreadPoolExecutor(1)
     began, worked = time.perf_counter(), time.thread_time()
 
     def call(connection: Connection, request: bytes, at: float) -> None:
@@ -102,11 +104,12 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
 
     turns: Iterator[tuple[Connection, bytes]] = zip(cycle(connections), cycle(target.requests), strict=False)
     for number, moment in enumerate((began + due).tolist()):
-        while (wait := moment - time.perf_counter()) > 0:  # noqa: ASYNC110  # the clock tells nobody
-            await asyncio.sleep(wait if wait > 0.002 else 0)  # timers of the loop tick in milliseconds
+        while (wait := moment - time.perf_counter()) > 0:
+            await loop.run_in_executor(sleeper, time.sleep, wait)  # timers of the loop tick in milliseconds
         late[number] = -wait
         call(*next(turns), moment)
     ended = time.perf_counter()
+    sleeper.shutdown()
     while len(latencies) + failed < len(due) and time.perf_counter() < ended + patience_s:  # noqa: ASYNC110  # as above
         await asyncio.sleep(0.01)
     missing = len(due) - len(latencies) - failed

@@ -25,13 +25,11 @@ if TYPE_CHECKING:
     from features.snapshot import Snapshot
     from loadtest import contest
     from loadtest.stages import Figures, Plan
-    from loadtest.verdict import Contest
 
 LISTENERS: Final = 20_000
 SURFACE: Final = "home"
 PRESETS: Final = ("plain", "full")
 LIBRARIES: Final = ("numpy", "faiss-cpu", "grpcio", "uvloop", "protobuf")
-SEED: Final = 7
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,6 +63,10 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Measure this snapshot folder, with its listener records, instead of a world's.")
     ] = None,
+    knee: Annotated[
+        bool,
+        typer.Option("--knee", help="Instead: the highest rate with p99 in time, and p99 below it; 10 minutes."),
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")
     ] = None,
@@ -79,11 +81,13 @@ def bench(
     Exit code 0: the floors of loadtest/bench.toml stand; 1: one does not; 2: no verdict, the machine was too busy. The
     first run makes a synthetic world, trains on it and keeps it in `bench/` of --state (at 100,000 items a minute).
 
-    Examples: mantel bench, mantel bench --quick, mantel bench --stages, mantel bench --items 1000000 --json
+    Examples: mantel bench, mantel bench --quick, mantel bench --knee, mantel bench --stages --json
     """
     from features.snapshot import load
+    from loadtest.contest import rules
     from loadtest.stages import Plan
     from server import contest_report, face, reports
+    from server.cli_contest import field, raced, sought
 
     silent = quiet or json_
     folder = data or _kept(State(load_settings(state=state).state), items, silent=silent)
@@ -96,12 +100,18 @@ def bench(
             figures = _measure(snapshot, records, plan, tell)
         else:
             room = State(load_settings(state=state).state).path / "bench" / snapshot.digest[:12]
-            contest = _contest(folder, room, sorted(records), _changed(quick, rounds, seconds, in_flight), tell)
+            with field(folder, sorted(records), room=room) as everybody:
+                if knee:
+                    found = sought(everybody, tell)
+                else:
+                    contest = raced(everybody, _changed(quick, rounds, seconds, in_flight), tell)
         share = (time.thread_time() - worked) / (time.perf_counter() - began)
     conditions = _conditions(folder, snapshot, len(records), before, share)
     if stages:
         reports.bench(conditions, figures, as_json=json_)
         return
+    if knee:
+        raise typer.Exit(contest_report.knee(conditions, found, rules(), as_json=json_))
     contest_report.show(conditions, contest, as_json=json_)
     raise typer.Exit(contest.verdict.exit_code)
 
@@ -182,35 +192,6 @@ def _changed(quick: bool, rounds: int | None, seconds: float | None, in_flight: 
     given: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "in_flight": in_flight}
     plan = contest.plan_of("quick" if quick else "rounds")
     return replace(plan, **{name: value for name, value in given.items() if value})
-
-
-def _contest(folder: Path, room: Path, users: Sequence[str], plan: "contest.Plan", tell: Progress) -> "Contest":
-    """Starts everybody, measures in turns, and judges.
-
-    Raises:
-        WrongState: there is one core only, so that load and server would share it.
-    """
-    import numpy as np
-    import uvloop
-
-    from loadtest import contest, machine
-    from loadtest.verdict import Contest, judge
-    from server.cli_contest import ROLES, field, twin_stages
-
-    cores = machine.cores()
-    if cores is None:
-        raise WrongState("there is one core only: load and server need one each")
-    allowed = os.sched_getaffinity(0)
-    with field(folder, users, cores, rng=np.random.default_rng(SEED), room=room) as everybody:
-        os.sched_setaffinity(0, {cores[1]})
-        try:
-            rows = uvloop.run(
-                contest.run(everybody.contestants, plan, cores=cores, helpers=everybody.helpers, progress=tell)
-            )
-        finally:
-            os.sched_setaffinity(0, allowed)
-        spent = {} if everybody.twin_port is None else twin_stages(everybody.twin_port)
-    return Contest(rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent)
 
 
 def _measure(snapshot: "Snapshot", records: Mapping[str, bytes], plan: "Plan", tell: Progress) -> "Sequence[Figures]":

@@ -1,4 +1,4 @@
-"""Starts what `mantel bench` compares, each server on one core: ceilings, pages by preset, and the twin."""
+"""What `mantel bench` compares, each server on one core: ceilings, pages by preset, and the twin."""
 
 import json
 import os
@@ -12,21 +12,26 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import numpy as np
+import uvloop
 
 from features.embedded_redis import attached
-from features.errors import Unavailable
+from features.errors import Unavailable, WrongState
 from features.keys import Keys
 from features.offline.publish import connect, publish
 from features.state import State
-from loadtest import machine
+from loadtest import contest, machine
 from loadtest.connections import GrpcConnection, HttpConnection
-from loadtest.contest import Contestant
-from loadtest.generator import Target
+from loadtest.contest import Contestant, Plan, Progress
+from loadtest.generator import Load, Target, closed, opened
+from loadtest.knee import Knee, find
 from loadtest.stages import drawn
+from loadtest.verdict import Contest, judge
 from protos.home.v1 import home_pb2
 from ranking.surfaces import DEFAULT_SURFACES
 from server.identity import development_token
@@ -39,6 +44,7 @@ ROLES: Final = {"ceiling": CEILING, "plain": PLAIN, "full": FULL, "twin": TWIN}
 PRESETS: Final = {PLAIN: "plain", FULL: "full"}
 NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
 REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn
+SEED: Final = 7
 START_S: Final = 120.0
 _HOST: Final = "127.0.0.1"
 
@@ -48,6 +54,7 @@ class Field:
     """Everybody who runs, and the processes on the load's core that work for them."""
 
     contestants: tuple[Contestant, ...]
+    cores: tuple[int, int]  # of the servers, and of the load
     helpers: frozenset[int]
     twin_port: int | None  # None: its packages are missing
 
@@ -64,9 +71,18 @@ class _Serving:
 
 
 @contextmanager
-def field(folder: Path, users: Sequence[str], cores: tuple[int, int], *, rng: Any, room: Path) -> Iterator[Field]:
-    """Everybody, from started to stopped: a snapshot folder with its records, served from within `room`."""
-    names = [user for user, _ in drawn(users, REQUESTS, rng)]
+def field(folder: Path, users: Sequence[str], *, room: Path) -> Iterator[Field]:
+    """Everybody, from started to stopped: a snapshot folder with its records, served from within `room`.
+
+    Meanwhile this process keeps to the load's core.
+
+    Raises:
+        WrongState: there is one core only, so that load and server would share it.
+    """
+    cores = machine.cores()
+    if cores is None:
+        raise WrongState("there is one core only: load and server need one each")
+    names = [user for user, _ in drawn(users, REQUESTS, np.random.default_rng(SEED))]
     asked = tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
     with ExitStack() as stack:
         ours = {
@@ -86,10 +102,48 @@ def field(folder: Path, users: Sequence[str], cores: tuple[int, int], *, rng: An
             twin_port, pids = stack.enter_context(_started(cores, "loadtest.twin", *words))
             found.append(_twin(twin_port, pids, names, plain.token))
         helpers = frozenset().union(*(one.helpers for one in ours.values()))
-        yield Field(contestants=tuple(found), helpers=helpers, twin_port=twin_port)
+        stack.enter_context(_keeping_to(cores[1]))
+        yield Field(contestants=tuple(found), cores=cores, helpers=helpers, twin_port=twin_port)
 
 
-def twin_stages(port: int) -> Mapping[str, float]:
+def raced(everybody: Field, plan: Plan, tell: Progress) -> Contest:
+    """Measures everybody in turns, and judges."""
+    run = contest.run(everybody.contestants, plan, cores=everybody.cores, helpers=everybody.helpers, progress=tell)
+    rows = uvloop.run(run)
+    spent = {} if everybody.twin_port is None else _twin_stages(everybody.twin_port)
+    return Contest(rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent)
+
+
+def sought(everybody: Field, tell: Progress) -> Knee:
+    """The knee of full pages, searched for below what a closed loop reaches."""
+    targets = {one.name: one.target for one in everybody.contestants}
+    seeds = count(SEED)
+
+    async def probe(name: str, rate: float, seconds: float) -> Load:
+        return await opened(targets[name], rate=rate, seconds=seconds, seed=next(seeds))
+
+    async def search() -> Knee:
+        rules = contest.rules()["knee"]
+        await closed(targets[FULL], in_flight=16, seconds=rules["search_s"])  # warms up
+        most = (await closed(targets[FULL], in_flight=64, seconds=rules["search_s"])).rate
+        ours, constant = partial(probe, FULL), partial(probe, CEILING)
+        return await find(ours, constant, most=most, rules=rules, progress=tell)
+
+    return uvloop.run(search())
+
+
+@contextmanager
+def _keeping_to(core: int) -> Iterator[None]:
+    """Keeps this process on a core meanwhile."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _twin_stages(port: int) -> Mapping[str, float]:
     """Microseconds of the twin by stage, mean over all that it served."""
     with urllib.request.urlopen(f"http://{_HOST}:{port}/stages", timeout=10) as answer:  # our own
         return dict(json.load(answer))

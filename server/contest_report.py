@@ -1,6 +1,7 @@
 """How `mantel bench` looks: who answered how much, and what that says."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -59,3 +60,24 @@ def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
         *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
     ]
     out.print("\n".join(lines), **AS_TYPED)
+
+
+def knee(conditions: Any, found: Any, rules: Mapping[str, Any], *, as_json: bool) -> int:
+    """The knee and p99 below it; answers the exit code: 0: the floor stands, 1: it does not, 2: no verdict."""
+    limits = rules["knee"]
+    late = found.late_ms > limits["late_ms"]
+    code = 2 if late else int(found.p99_ms > limits["floor_p99_ms"])
+    if as_json:
+        print(json.dumps({"conditions": asdict(conditions), "knee": asdict(found), "exit_code": code}))
+        return code
+    below = f"at {found.share:.0%} of it: p50 {found.p50_ms:.2f} ms, p99 {found.p99_ms:.2f} ms"
+    marks = f"floor {limits['floor_p99_ms']:g}, aim {limits['aim_p99_ms']:g}"
+    lines = [
+        f"knee of GetHome, full: {found.rate:,.0f} requests/s with p99 <= {limits['p99_ms']:g} ms, open loop, one core",
+        f"{below} ({marks}); a constant: p99 {found.constant_p99_ms:.2f} ms",
+        f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
+    ]
+    if late:
+        lines.append(f"no verdict: the generator sent {found.late_ms:.1f} ms late; the limit is {limits['late_ms']:g}")
+    console().print("\n".join(lines), **AS_TYPED)
+    return code

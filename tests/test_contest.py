@@ -20,13 +20,14 @@ from typer.testing import CliRunner
 from loadtest import machine
 from loadtest.connections import Connection, GrpcConnection, HttpConnection
 from loadtest.contest import Row, plan_of, rules
-from loadtest.generator import Target, closed, opened
+from loadtest.generator import Load, Target, closed, opened
+from loadtest.knee import STEP, find
 from loadtest.verdict import judge
 from protos.home.v1 import home_pb2
 from ranking.surfaces import DEFAULT_SURFACES
 from server.cli import app
 from server.cli_contest import ROLES
-from tests.conftest import Served, Store, serving
+from tests.conftest import Served, Store, quiet, serving
 from tests.test_failures import handled, silent
 from tests.wire import GET_HOME, call, eventually
 
@@ -159,6 +160,24 @@ def test_there_is_no_verdict_of_a_busy_machine(change: dict[str, float]) -> None
     """Others on a core, a generator at its limit, a call that failed: exit code 2, and the reason is told."""
     verdict = judge([replace(QUIET[0], **change), *QUIET[1:]], ROLES, rules())  # type: ignore[arg-type]  # of fields
     assert (verdict.exit_code, len(verdict.doubts)) == (2, 1)
+
+
+@pytest.mark.parametrize("knee", [90.0, 400.0, 955.0])
+async def test_the_knee_is_found_where_latency_breaks(knee: float) -> None:
+    """Within two steps below the rate at which p99 breaks; never above it; then the share of it is measured."""
+    asked: list[tuple[float, float]] = []
+
+    async def probe(rate: float, seconds: float) -> Load:
+        asked.append((rate, seconds))
+        latencies = np.full(100, 0.004 if rate <= knee else 0.1)
+        return Load(seconds=seconds, failed=0, latencies=latencies, payload=1.0, busy=0.1, late_s=0.0001)
+
+    limits = rules()["knee"]
+    found = await find(probe, probe, most=1000.0, rules=limits, progress=quiet)
+    assert (1 - 2 * STEP) * knee <= found.rate <= knee
+    assert asked.count((found.rate, limits["confirm_s"])) == 3
+    assert asked.count((limits["share"] * found.rate, limits["search_s"])) == 2 * limits["runs"]
+    assert found.p99_ms == found.constant_p99_ms == pytest.approx(4.0)
 
 
 def test_the_rules_have_both_plans() -> None:
