@@ -16,7 +16,7 @@ demo: .venv/.ready ## a listening world, trained, published, served; prints a Ho
 test: .venv/.ready ## all tests (ARGS="-k home": some)
 	$(BIN)/pytest $(ARGS)
 
-bench: .venv/.ready ## how long a page takes, stage by stage (ARGS="--json": as JSON)
+bench: .venv/.ready ## pages against what gRPC costs by itself and against a twin (ARGS="--quick": in 3 minutes)
 	$(BIN)/mantel bench $(ARGS)
 
 lint: .venv/.ready ## style, format, types, contract

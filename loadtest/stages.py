@@ -111,7 +111,7 @@ def measure(
     with _one_core():
         for number in range(plan.rounds + 1):
             progress(*(("rounds", number - 1, plan.rounds) if number else ("warm-up", 0, 1)))
-            requests = _requests(users, plan.requests, rng)
+            requests = drawn(users, plan.requests, rng)
             for turn in range(len(chosen)):
                 place = (number + turn) % len(chosen)  # each case is the first to meet new listeners as often
                 served = _serve(chosen[place], requests, records, encode, clock)
@@ -153,7 +153,7 @@ def _now(snapshot: Snapshot) -> int:
     return ((day - date(1970, 1, 1)).days + 1) * _DAY_S
 
 
-def _requests(users: Sequence[str], count: int, rng: np.random.Generator) -> Requests:
+def drawn(users: Sequence[str], count: int, rng: np.random.Generator) -> Requests:
     """Listeners drawn by Zipf's law, each in a session of its own; uniform numbers make their places log-uniform."""
     places = np.minimum((len(users) + 1.0) ** rng.random(count) - 1, len(users) - 1).astype(np.int64)
     seeds = rng.integers(2**63, size=count)

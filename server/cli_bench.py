@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -23,11 +23,13 @@ from server.settings import load_settings
 
 if TYPE_CHECKING:
     from features.snapshot import Snapshot
+    from loadtest import contest
     from loadtest.stages import Figures, Plan
 
 LISTENERS: Final = 20_000
 SURFACE: Final = "home"
 PRESETS: Final = ("plain", "full")
+LIBRARIES: Final = ("numpy", "faiss-cpu", "grpcio", "uvloop", "protobuf")
 Progress = Callable[[str, int, int], None]
 
 
@@ -54,45 +56,76 @@ class Conditions:
 def bench(
     *,
     stages: Annotated[
-        bool, typer.Option("--stages", help="Only the stages of a page: so far that is all there is.")
+        bool, typer.Option("--stages", help="Instead: how long each stage of a page takes, without gRPC and Redis.")
     ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds, under three minutes.")] = False,
     items: Annotated[int, typer.Option(min=300, max=10_000_000, help="Items of the synthetic world.")] = 100_000,
     data: Annotated[
         Path | None, typer.Option(help="Measure this snapshot folder, with its listener records, instead of a world's.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")] = 7,
+    knee: Annotated[
+        bool,
+        typer.Option("--knee", help="Instead: the highest rate with p99 in time, and p99 below it; 10 minutes."),
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")
+    ] = None,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Calls in flight; may be given again.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Of each load.")] = None,
     state: StateOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure how long a page takes, stage by stage, on one core, for the presets plain and full.
+    """Measure GetHome against what gRPC costs by itself and against its twin behind FastAPI, server on one core.
 
-    Beside it a market that may show few items. The first run makes a synthetic world, trains on it and keeps it in
-    `bench/` of --state (at 100,000 items a minute in all); later ones take half of that.
+    Exit code 0: the floors of loadtest/bench.toml stand; 1: one does not; 2: no verdict, the machine was too busy. The
+    first run makes a synthetic world, trains on it and keeps it in `bench/` of --state (at 100,000 items a minute).
 
-    Examples: mantel bench --stages, mantel bench --items 1000000, mantel bench --data S --json
+    Examples: mantel bench, mantel bench --quick, mantel bench --knee, mantel bench --stages --json
     """
     from features.snapshot import load
+    from loadtest.contest import rules
     from loadtest.stages import Plan
-    from server import face, reports
+    from server import contest_report, face, reports
+    from server.cli_contest import field, raced, sought
 
-    del stages  # will leave out what else there is
     silent = quiet or json_
     folder = data or _kept(State(load_settings(state=state).state), items, silent=silent)
     snapshot = load(folder)
     records = _records(folder, snapshot.manifest.space_id)
     with face.progress(quiet=silent, still=True) as tell:
         before, began, worked = os.getloadavg()[0], time.perf_counter(), time.thread_time()
-        figures = _measure(snapshot, records, Plan(rounds=rounds), tell)
+        if stages:
+            plan = Plan() if rounds is None else Plan(rounds=rounds)
+            figures = _measure(snapshot, records, plan, tell)
+        else:
+            room = State(load_settings(state=state).state).path / "bench" / snapshot.digest[:12]
+            with field(folder, sorted(records), room=room) as everybody:
+                if knee:
+                    found = sought(everybody, tell)
+                else:
+                    contest = raced(everybody, _changed(quick, rounds, seconds, in_flight), tell)
         share = (time.thread_time() - worked) / (time.perf_counter() - began)
-    conditions = Conditions(
+    conditions = _conditions(folder, snapshot, len(records), before, share)
+    if stages:
+        reports.bench(conditions, figures, as_json=json_)
+        return
+    if knee:
+        raise typer.Exit(contest_report.knee(conditions, found, rules(), as_json=json_))
+    contest_report.show(conditions, contest, as_json=json_)
+    raise typer.Exit(contest.verdict.exit_code)
+
+
+def _conditions(folder: Path, snapshot: "Snapshot", listeners: int, before: float, share: float) -> Conditions:
+    """What figures depend on, gathered when they have been taken."""
+    return Conditions(
         processor=_processor(),
         cores=os.cpu_count() or 1,
-        versions={"Python": platform.python_version()} | {name: version(name) for name in ("numpy", "faiss-cpu")},
+        versions={"Python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         snapshot=str(folder),
         digest=snapshot.digest,
         items=snapshot.manifest.items,
-        listeners=len(records),
+        listeners=listeners,
         index=snapshot.manifest.index["factory"],
         nprobe=snapshot.manifest.index["nprobe"],
         depth=snapshot.manifest.index["depth"],
@@ -101,7 +134,6 @@ def bench(
         load_after=os.getloadavg()[0],
         core_share=share,
     )
-    reports.bench(conditions, figures, as_json=json_)
 
 
 def _kept(state: State, items: int, *, silent: bool) -> Path:
@@ -150,6 +182,16 @@ def _records(folder: Path, space_id: str) -> dict[str, bytes]:
         raise WrongState(f"the listener records in {folder} are not of its embedding space; {again}")
     table = parquet.read_table(sorted((folder / RECORDS).glob("*.parquet")))
     return dict(zip(table["user_id"].to_pylist(), table["record"].to_pylist(), strict=True))
+
+
+def _changed(quick: bool, rounds: int | None, seconds: float | None, in_flight: list[int] | None) -> "contest.Plan":
+    from dataclasses import replace
+
+    from loadtest import contest
+
+    given: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "in_flight": in_flight}
+    plan = contest.plan_of("quick" if quick else "rounds")
+    return replace(plan, **{name: value for name, value in given.items() if value})
 
 
 def _measure(snapshot: "Snapshot", records: Mapping[str, bytes], plan: "Plan", tell: Progress) -> "Sequence[Figures]":

@@ -1,22 +1,23 @@
 """The one guard around every method: identity, role, bytes, deadline, and the status of whatever goes wrong.
 
-grpcio by itself answers UNKNOWN with the exception's text, leaves a client waiting when a stray CancelledError leaks,
-and names the parser in the status of malformed bytes. Nothing of that passes here.
+It knows no transport: bytes and what was told of the caller come in, bytes or a status go out. A transport by itself
+answers UNKNOWN with the exception's text, leaves a client waiting when a stray CancelledError leaks, and names the
+parser in the status of malformed bytes. Nothing of that passes here.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import grpc
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc_status import rpc_status
+from google.rpc import status_pb2
 
 from features.errors import DeadlineExceeded, InvalidInput, MantelError, PermissionRefused
 from server import cancelling
@@ -45,76 +46,86 @@ class Method(Protocol):
         ...
 
 
+Table = Mapping[ServiceDescriptor, Mapping[str, tuple[Role, Method | None]]]  # None: a later version serves it
+
+
+class Caller(NamedTuple):
+    """What a transport tells of a call beside its bytes. Built once per call: a tuple costs a third of a dataclass."""
+
+    metadata: Sequence[tuple[str, str | bytes]]
+    certificate: Mapping[str, Iterable[bytes]]  # names of the verified client certificate, as gRPC calls them
+    remaining_s: float | None  # until the caller's deadline; None where there is none
+
+
+Answer: TypeAlias = bytes | status_pb2.Status
+Handler: TypeAlias = Callable[[bytes, Caller], Awaitable[Answer]]
+"""A guarded method: from a request's bytes to a response's, or to the status that it failed with.
+
+It raises nothing but asyncio.CancelledError, and that only where the call itself was cancelled.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """Turns methods into gRPC handlers."""
+    """Guards methods."""
 
     identities: Callable[[], Identities]
     metrics: Metrics
     default_deadline_s: float
 
-    def handlers(
-        self, service: ServiceDescriptor, methods: Mapping[str, tuple[Role, Method | None]]
-    ) -> grpc.GenericRpcHandler:
-        """Handlers for a service: every method with the role it needs, and None where a later version serves it.
+    def handlers(self, table: Table) -> Mapping[str, Handler]:
+        """Guarded methods by service and name, as `/mantel.home.v1.HomeService/GetHome`.
 
         Raises:
-            KeyError: a method of the service is not in the table, so nobody may call it.
+            KeyError: a method of a service is not in the table, so nobody may call it.
         """
-        return grpc.method_handlers_generic_handler(
-            service.full_name,
-            {
-                method.name: grpc.unary_unary_rpc_method_handler(
-                    self._handler(
-                        service.full_name, method.name, GetMessageClass(method.input_type), *methods[method.name]
-                    )
-                )
-                for method in service.methods
-            },
-        )
+        return {
+            f"/{service.full_name}/{method.name}": self._handler(service, method, *methods[method.name])
+            for service, methods in table.items()
+            for method in service.methods
+        }
 
-    def _handler(
-        self, service: str, name: str, kind: type[Message], role: Role, method: Method | None
-    ) -> Callable[[bytes, Any], Awaitable[bytes]]:
-        async def handle(raw: bytes, context: Any) -> bytes:
+    def _handler(self, service: ServiceDescriptor, method: MethodDescriptor, role: Role, run: Method | None) -> Handler:
+        kind = GetMessageClass(method.input_type)
+        handled = partial(self.metrics.handled, service.full_name, method.name)
+
+        async def handle(raw: bytes, caller: Caller) -> Answer:
             started = time.perf_counter()
             request_id = secrets.token_hex(8)
             try:
-                response = await self._answer(raw, context, kind, role, method, request_id)
+                response = await self._answer(raw, caller, kind, role, run, request_id)
             except asyncio.CancelledError as error:
                 if cancelling.asked_for():
-                    self.metrics.handled(service, name, "CANCELLED", time.perf_counter() - started)
+                    handled("CANCELLED", time.perf_counter() - started)
                     raise
                 failure = cancelling.stray(error)
             except Exception as error:  # noqa: BLE001  # this is where every error ends
                 failure = error
             else:
-                self.metrics.handled(service, name, "OK", time.perf_counter() - started)
+                handled("OK", time.perf_counter() - started)
                 return response
             status = to_status(failure, request_id)
             if not isinstance(failure, MantelError | Unimplemented):
-                _log.error("%s.%s failed, id %s", service, name, request_id, exc_info=failure)
-            self.metrics.handled(service, name, code_of(status).name, time.perf_counter() - started)
-            await context.abort_with_status(rpc_status.to_status(status))
-            raise AssertionError  # abort raises
+                _log.error("%s.%s failed, id %s", service.full_name, method.name, request_id, exc_info=failure)
+            handled(code_of(status).name, time.perf_counter() - started)
+            return status
 
         return handle
 
     async def _answer(
-        self, raw: bytes, context: Any, kind: type[Message], role: Role, method: Method | None, request_id: str
+        self, raw: bytes, caller: Caller, kind: type[Message], role: Role, run: Method | None, request_id: str
     ) -> bytes:
-        principal = self.identities().identify(context.invocation_metadata() or (), context.auth_context())
+        principal = self.identities().identify(caller.metadata, caller.certificate)
         if role not in principal.roles:
             raise PermissionRefused(f"needs the role {role.value}")
-        if method is None:
+        if run is None:
             raise Unimplemented
         request = _parse(kind, raw)
-        remaining = context.time_remaining()
-        given = self.default_deadline_s if remaining is None else remaining
+        given = self.default_deadline_s if caller.remaining_s is None else caller.remaining_s
         call = Call(principal=principal, request_id=request_id, deadline=time.monotonic() + given)
         try:
             async with asyncio.timeout(given) as limit:
-                response = await method(request, call)
+                response = await run(request, call)
         except TimeoutError as error:
             if not limit.expired():
                 raise  # the method's own: a fault, not the caller's deadline

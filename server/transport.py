@@ -1,24 +1,21 @@
 """The transport: grpc.aio with health, reflection, limits and TLS. It owns the waiting; methods own everything else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
 
-from server.guard import Guard, Method
-from server.identity import Role
+from server.guard import Caller, Guard, Handler, Table
 from server.settings import Settings
 
 MAX_REQUEST_BYTES: Final = 1 << 19  # 500 events with tokens, or two lists of 1,000 ids
 MAX_CALLS: Final = 1024  # under way at once in one process; beyond it RESOURCE_EXHAUSTED, before any work
 MAX_RESPONSE_BYTES: Final = 1 << 20
-
-Table = Mapping[ServiceDescriptor, Mapping[str, tuple[Role, Method | None]]]  # None: a later version serves it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +64,7 @@ def bind(  # what a server is made of
     """
     options = _options(shared_port=shared_port, most_bytes=most_bytes)
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
-    server.add_generic_rpc_handlers(tuple(guard.handlers(service, methods) for service, methods in table.items()))
+    server.add_generic_rpc_handlers((_Methods(guard.handlers(table)),))
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     services = tuple(service.full_name for service in table)
@@ -78,6 +75,31 @@ def bind(  # what a server is made of
         port = listen()
         listen = partial(int, port)
     return Transport(server=server, health=checks, services=services, port=port, listen=listen)
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Guarded methods, as grpcio looks them up."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            path: grpc.unary_unary_rpc_method_handler(_run(one)) for path, one in handlers.items()
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        """The method of a call; None: there is none, and the call ends as UNIMPLEMENTED."""
+        return self._handlers.get(handler_call_details.method)
+
+
+def _run(handler: Handler) -> Callable[[bytes, Any], Awaitable[bytes]]:
+    async def run(raw: bytes, context: Any) -> bytes:
+        caller = Caller(context.invocation_metadata() or (), context.auth_context(), context.time_remaining())
+        answer = await handler(raw, caller)
+        if isinstance(answer, bytes):
+            return answer
+        await context.abort_with_status(rpc_status.to_status(answer))  # raises
+        raise AssertionError
+
+    return run
 
 
 def _options(*, shared_port: bool, most_bytes: int) -> list[tuple[str, int]]:

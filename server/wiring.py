@@ -37,7 +37,7 @@ from server.data_plane import DataPlane
 from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
-from server.guard import Guard
+from server.guard import Guard, Table
 from server.home_service import HomeBatches, HomeService
 from server.identity import Identities, Role, load_identities
 from server.listener_service import ListenerService
@@ -54,7 +54,7 @@ from server.served_log import ServedLog
 from server.settings import Settings
 from server.signing import SigningFile
 from server.snapshots import Snapshots
-from server.transport import Table, Transport, bind
+from server.transport import Transport, bind
 
 if TYPE_CHECKING:
     from server.served import Served

@@ -143,7 +143,7 @@ def test_bench_prints_tables_and_json(built: Path, records: dict[str, bytes]) ->
 def test_the_world_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies in the state directory, is said so, and is made anew where this version cannot read it."""
     monkeypatch.setattr(cli_bench, "LISTENERS", 120)
-    words = ["bench", "--items", "600", "--rounds", "1", "--state", str(tmp_path)]
+    words = ["bench", "--stages", "--items", "600", "--rounds", "1", "--state", str(tmp_path)]
     manifest = tmp_path / "bench/600/snapshot" / MANIFEST
 
     def made() -> bool:
@@ -169,7 +169,7 @@ def test_what_cannot_be_measured_is_refused(built: Path, tmp_path: Path) -> None
     told.write_text('{"space_id": "another"}')
 
     def refusal(data: Path) -> str:
-        error = CliRunner().invoke(app, ["bench", "--data", str(data)]).exception
+        error = CliRunner().invoke(app, ["bench", "--stages", "--data", str(data)]).exception
         assert isinstance(error, MantelError)
         return str(error)
 

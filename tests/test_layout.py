@@ -13,13 +13,24 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("protos", "features", "ranking", "server", "loadtest")
 LIBRARY = {"features": {"features", "protos"}, "ranking": {"ranking", "features"}, "protos": {"protos"}}
 MAY_IMPORT = {**LIBRARY, "server": {"server", "ranking", "features", "protos"}, "loadtest": {"loadtest", "protos"}}
-MAY_IMPORT_TOO = {"loadtest/stages.py": {"ranking", "features"}}  # it measures the core by itself, not a server
+MAY_IMPORT_TOO = {  # they measure the core by itself, and behind another server
+    "loadtest/stages.py": {"ranking", "features"},
+    "loadtest/twin.py": {"ranking", "features"},
+}
 COMMAND_LINE = {f"server/{path.name}" for path in (ROOT / "server").glob("cli*.py")}
 DOORS = {
     "numba": {"ranking/compiled.py"},
     "faiss": {"features/index.py", "features/offline/"},
     "prometheus_client": {"server/metrics.py"},
-    "redis": {"features/", "server/wiring.py", "server/admin_service.py", "server/snapshots.py", "server/cli_check.py"},
+    "redis": {
+        "features/",
+        "server/wiring.py",
+        "server/admin_service.py",
+        "server/snapshots.py",
+        "server/cli_check.py",
+        "server/cli_contest.py",
+        "loadtest/twin.py",
+    },
     "grpc": {"server/", "protos/", "loadtest/"},
     "locust": {"loadtest/"},
     "implicit": {"features/offline/"},

@@ -1,0 +1,83 @@
+"""How `mantel bench` looks: who answered how much, and what that says."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from server.face import AS_TYPED, console, table
+
+_SENTENCES = {
+    "plain_to_ceiling": "GetHome, plain, against what grpc.aio answers from a constant",
+    "full_to_plain_cpu": "CPU per request, full against plain",
+    "plain_to_twin": "GetHome against its twin behind FastAPI",
+}
+
+
+def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
+    """Rows, figures of the design with floor and aim, conditions, and doubts if there are any."""
+    if as_json:
+        told = {"rows": [asdict(row) for row in contest.rows], "twin_stages": dict(contest.twin_stages)}
+        verdict = {"doubts": contest.verdict.doubts, "figures": [asdict(one) for one in contest.verdict.figures]}
+        print(json.dumps({"conditions": asdict(conditions), **told, "verdict": verdict}))
+        return
+    out = console()
+    columns = ("", "in flight", "requests/s", "±", "CPU us", "p50 ms", "p99 ms", "bytes", "load busy", "others")
+    rows = [
+        (
+            row.name,
+            f"{row.in_flight}",
+            f"{row.rate:,.0f}",
+            f"{row.spread / 2:.0%}",
+            f"{row.cpu_us:,.0f}",
+            f"{row.p50_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            f"{row.payload:,.0f}",
+            f"{row.generator_busy:.0%}",
+            f"{row.others:.0%}",
+        )
+        for row in contest.rows
+    ]
+    out.print(table("one core of server, the load on another; medians over rounds", columns, rows))
+    figures = [
+        (
+            _SENTENCES[one.name],
+            f"{one.value:.2f}",
+            f"{'at most ' if one.at_most else ''}{one.floor:g}" + ("" if one.stands else ", missed"),
+            f"{one.aim:g}",
+        )
+        for one in contest.verdict.figures
+    ]
+    out.print(table("figures", ("with the most calls in flight", "measured", "floor", "aim"), figures))
+    if contest.twin_stages:
+        stages = " · ".join(f"{name} {micros:,.0f}" for name, micros in contest.twin_stages.items())
+        out.print(f"the twin's stages, us per request (read: with waiting while others compute): {stages}", **AS_TYPED)
+    versions = " · ".join(f"{name} {version}" for name, version in conditions.versions.items())
+    lines = [
+        f"{conditions.items:,} items · {conditions.listeners:,} listeners · {conditions.snapshot}",
+        f"{conditions.processor}, {conditions.cores} cores · {versions}",
+        f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
+        *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
+    ]
+    out.print("\n".join(lines), **AS_TYPED)
+
+
+def knee(conditions: Any, found: Any, rules: Mapping[str, Any], *, as_json: bool) -> int:
+    """The knee and p99 below it; answers the exit code: 0: the floor stands, 1: it does not, 2: no verdict."""
+    limits = rules["knee"]
+    late = found.late_ms > limits["late_ms"]
+    code = 2 if late else int(found.p99_ms > limits["floor_p99_ms"])
+    if as_json:
+        print(json.dumps({"conditions": asdict(conditions), "knee": asdict(found), "exit_code": code}))
+        return code
+    below = f"at {found.share:.0%} of it: p50 {found.p50_ms:.2f} ms, p99 {found.p99_ms:.2f} ms"
+    marks = f"floor {limits['floor_p99_ms']:g}, aim {limits['aim_p99_ms']:g}"
+    lines = [
+        f"knee of GetHome, full: {found.rate:,.0f} requests/s with p99 <= {limits['p99_ms']:g} ms, open loop, one core",
+        f"{below} ({marks}); a constant: p99 {found.constant_p99_ms:.2f} ms",
+        f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
+    ]
+    if late:
+        lines.append(f"no verdict: the generator sent {found.late_ms:.1f} ms late; the limit is {limits['late_ms']:g}")
+    console().print("\n".join(lines), **AS_TYPED)
+    return code

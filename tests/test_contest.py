@@ -1,0 +1,265 @@
+"""The bench's own instruments: what they count is what servers did, and the twin answers our page."""
+
+import asyncio
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from loadtest import machine
+from loadtest.connections import Connection, GrpcConnection, HttpConnection
+from loadtest.contest import Row, plan_of, rules
+from loadtest.generator import Load, Target, closed, opened
+from loadtest.knee import STEP, find
+from loadtest.verdict import judge
+from protos.home.v1 import home_pb2
+from ranking.surfaces import DEFAULT_SURFACES
+from server.cli import app
+from server.cli_contest import ROLES
+from tests.conftest import Served, Store, quiet, serving
+from tests.test_failures import handled, silent
+from tests.wire import GET_HOME, call, eventually
+
+USERS = [f"u{number:07}" for number in range(1, 41)]
+ASKED = tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in USERS)
+
+
+def target(served: Served, path: str = GET_HOME, *, token: str | None = None) -> Target:
+    """A served port, called by frames."""
+    port = served.plane.transport.port
+    headers = [("authorization", f"Bearer {served.token if token is None else token}")]
+    connect = partial(GrpcConnection, f"127.0.0.1:{port}", path, headers)
+    return Target(host="127.0.0.1", port=port, connect=connect, requests=ASKED, shares_connections=True)
+
+
+@pytest.mark.parametrize("in_flight", [1, 20])
+async def test_a_closed_loop_counts_what_the_server_answered(served: Served, in_flight: int) -> None:
+    """One latency for each call that the server ended as OK; the payload is a page's."""
+    load = await closed(target(served), in_flight=in_flight, seconds=0.5)
+    assert load.failed == 0
+    assert len(load.latencies) >= in_flight
+    assert handled(served, grpc.StatusCode.OK) == len(load.latencies)
+    page = await call(served.channel, GET_HOME, ASKED[0], metadata=served.metadata)
+    assert 0.5 * len(page.answer) < load.payload < 2 * len(page.answer)
+    assert load.latencies.min() > 0
+    assert load.rate == pytest.approx(len(load.latencies) / load.seconds)
+
+
+async def test_an_open_loop_sends_all_that_is_due(served: Served) -> None:
+    """As many calls as the rate asks for, each answered; latency counts from when it was due, so never less than 0."""
+    load = await opened(target(served), rate=40, seconds=1.0, seed=3, patience_s=60)
+    assert (load.failed, len(load.latencies)) == (0, 40)
+    assert handled(served, grpc.StatusCode.OK) == 40
+    assert load.latencies.min() > 0
+    assert load.late_s >= 0
+
+
+@pytest.mark.parametrize(("path", "token"), [(GET_HOME, "x"), (f"{GET_HOME}s", None)])
+async def test_a_call_that_fails_is_no_answer(standing: Served, path: str, token: str | None) -> None:
+    """UNAUTHENTICATED and UNIMPLEMENTED come as HTTP 200, and count as failed even so."""
+    load = await closed(target(standing, path, token=token), in_flight=3, seconds=0.1)
+    assert (load.failed, len(load.latencies)) == (3, 0)
+
+
+async def test_what_is_under_way_when_a_server_goes_has_failed(served: Served, published: Store) -> None:
+    """A closed connection ends the load at once, and is counted."""
+    with silent(published):
+        loading = asyncio.create_task(closed(target(served), in_flight=4, seconds=60))
+        await eventually(lambda: not served.plane.batcher._idle.is_set())
+        await served.plane.transport.stop(0)
+        load = await loading
+    assert load.failed == 4
+
+
+@asynccontextmanager
+async def http(answer: Callable[[int], bytes]) -> AsyncIterator[Target]:
+    """A server of HTTP/1.1 that answers the nth request of all with these bytes, split where it hurts."""
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        while not reader.at_eof():
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError:
+                break  # the client is done
+            size = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            assert await reader.readexactly(size) in ASKED
+            told, count = answer(count), count + 1
+            for part in (told[:9], told[9:30], told[30:]):
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connect: Callable[[], Connection] = partial(HttpConnection, f"127.0.0.1:{port}", "/home", [])
+    yield Target(host="127.0.0.1", port=port, connect=connect, requests=ASKED, shares_connections=False)
+    server.close()
+
+
+async def test_http_answers_are_counted_whole() -> None:
+    """An answer in pieces is one; a status other than 200 has failed."""
+    told = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+    async with http(lambda number: told if number != 50 else told.replace(b"200 OK", b"500 NO")) as one:
+        load = await closed(one, in_flight=2, seconds=0.5)
+    assert load.failed == 1
+    assert load.payload * len(load.latencies) == 5 * (len(load.latencies) + 1)
+
+
+def row(name: str, rate: float, *, in_flight: int = 64) -> Row:
+    """A row of a quiet machine on which all else is equal."""
+    return Row(
+        name=name,
+        in_flight=in_flight,
+        rate=rate,
+        spread=0.0,
+        cpu_us=1e6 / rate,
+        server_busy=1.0,
+        p50_ms=1.0,
+        p99_ms=2.0,
+        payload=10_000,
+        failed=0,
+        generator_busy=0.3,
+        others=0.0,
+    )
+
+
+QUIET = [row(ROLES["ceiling"], 1000), row(ROLES["plain"], 900), row(ROLES["full"], 600), row(ROLES["twin"], 300)]
+
+
+def test_a_verdict_compares_at_the_most_calls_in_flight() -> None:
+    """Floors stand: 0; one missed: 1; rows with fewer calls in flight count for nothing; no twin, no figure of it."""
+    few = [row(name, 1, in_flight=1) for name in ROLES.values()]
+    verdict = judge([*few, *QUIET], ROLES, rules())
+    assert {one.name: round(one.value, 3) for one in verdict.figures} == {
+        "plain_to_ceiling": 0.9,
+        "full_to_plain_cpu": 1.5,
+        "plain_to_twin": 3.0,
+    }
+    assert verdict.exit_code == 0
+    slow = [row(ROLES["plain"], 100) if one.name == ROLES["plain"] else one for one in QUIET]
+    assert judge(slow, ROLES, rules()).exit_code == 1
+    assert len(judge(QUIET[:3], ROLES, rules()).figures) == 2
+
+
+@pytest.mark.parametrize("change", [{"others": 0.5}, {"generator_busy": 0.95}, {"failed": 1}])
+def test_there_is_no_verdict_of_a_busy_machine(change: dict[str, float]) -> None:
+    """Others on a core, a generator at its limit, a call that failed: exit code 2, and the reason is told."""
+    verdict = judge([replace(QUIET[0], **change), *QUIET[1:]], ROLES, rules())  # type: ignore[arg-type]  # of fields
+    assert (verdict.exit_code, len(verdict.doubts)) == (2, 1)
+
+
+@pytest.mark.parametrize("knee", [90.0, 400.0, 955.0])
+async def test_the_knee_is_found_where_latency_breaks(knee: float) -> None:
+    """Within two steps below the rate at which p99 breaks; never above it; then the share of it is measured."""
+    asked: list[tuple[float, float]] = []
+
+    async def probe(rate: float, seconds: float) -> Load:
+        asked.append((rate, seconds))
+        latencies = np.full(100, 0.004 if rate <= knee else 0.1)
+        return Load(seconds=seconds, failed=0, latencies=latencies, payload=1.0, busy=0.1, late_s=0.0001)
+
+    limits = rules()["knee"]
+    found = await find(probe, probe, most=1000.0, rules=limits, progress=quiet)
+    assert (1 - 2 * STEP) * knee <= found.rate <= knee
+    assert asked.count((found.rate, limits["confirm_s"])) == 3
+    assert asked.count((limits["share"] * found.rate, limits["search_s"])) == 2 * limits["runs"]
+    assert found.p99_ms == found.constant_p99_ms == pytest.approx(4.0)
+
+
+def test_the_rules_have_both_plans() -> None:
+    """Each plan says all that a plan says; every floor has its aim."""
+    assert plan_of("rounds").seconds > plan_of("quick").seconds
+    assert rules()["floors"].keys() == rules()["aims"].keys()
+
+
+def test_a_process_is_told_from_others_on_its_core() -> None:
+    """What this process uses is not of others; what it does not use is not its own."""
+    core = max(os.sched_getaffinity(0))
+    mine, nobody = frozenset({os.getpid()}), frozenset[int]()
+    before = machine.read(mine, core), machine.read(nobody, core)
+    sum(number * number for number in range(1_000_000))
+    after = machine.read(mine, core), machine.read(nobody, core)
+    assert after[0].processes >= before[0].processes
+    assert after[1].processes == 0
+    assert 0 <= machine.others_share(before[0], after[0]) <= 1.01
+
+
+async def test_the_twin_answers_our_page(published: Store, built: Path) -> None:
+    """The same items on the same shelves under the same titles, for listeners known and unknown; a stranger: 401."""
+    for name in ("fastapi", "uvicorn", "orjson"):
+        pytest.importorskip(name, reason="the group bench is not installed")
+    words = (str(built), published.url, "token", str(DEFAULT_SURFACES), "plain")
+    twin = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest.twin", *words, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert twin.stdout is not None
+        port = int(await twin.stdout.readline())
+        async with serving(published.state, published.url, preset="plain") as served:
+            for user in (*USERS[:10], "nobody"):
+                theirs = json.loads(await asyncio.to_thread(posted, port, user))
+                same_page(theirs, await served.get_home(user))
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            await asyncio.to_thread(posted, port, USERS[0], "another")
+    finally:
+        twin.terminate()
+        await twin.wait()
+
+
+def same_page(theirs: dict[str, Any], ours: home_pb2.GetHomeResponse) -> None:
+    """What the twin answers is our page."""
+    heads = [(one["id"], one["title"]) for one in theirs["shelves"]]
+    assert heads == [(one.id, one.title) for one in ours.shelves]
+    assert theirs["cold_start"] == ours.cold_start
+    for one, shelf in zip(theirs["shelves"], ours.shelves, strict=True):
+        assert [item["item_id"] for item in one["items"]] == [item.item_id for item in shelf.items]
+        assert np.allclose([item["score"] for item in one["items"]], [item.score for item in shelf.items], 1e-4)
+
+
+def posted(port: int, user: str, token: str = "token") -> bytes:  # noqa: S107  # of a twin under test
+    """What the twin answers for a listener, once it listens."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/home",
+        data=json.dumps({"user_id": user}).encode(),
+        headers={"authorization": f"Bearer {token}"},
+    )
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  # by HTTP
+                return bytes(answer.read())
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            continue  # it does not listen yet
+
+
+def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path) -> None:
+    """Each is measured with each number of calls in flight; the exit code is the verdict; the snapshot stays whole."""
+    if machine.cores() is None:
+        pytest.skip("this machine has one core")
+    before = sorted(path.name for path in built.rglob("*"))
+    words = ["bench", "--data", str(built), "--state", str(tmp_path / "state"), "--rounds", "1", "--seconds", "0.5"]
+    allowed = os.sched_getaffinity(0)
+    done = CliRunner().invoke(app, [*words, "--in-flight", "1", "--in-flight", "4", "--quick", "--json"])
+    told = json.loads(done.stdout)
+    found = {(one["name"], one["in_flight"]) for one in told["rows"]}
+    names = set(ROLES.values()) - (set() if told["twin_stages"] else {ROLES["twin"]})
+    assert found >= {(name, number) for name in names for number in (1, 4)}
+    assert all(one["rate"] > 0 and one["failed"] == 0 for one in told["rows"])
+    assert done.exit_code == (2 if told["verdict"]["doubts"] else done.exit_code)
+    assert os.sched_getaffinity(0) == allowed
+    assert sorted(path.name for path in built.rglob("*")) == before
