@@ -72,6 +72,43 @@ def test_the_vector_is_steered_as_defined(snapshot: Snapshot, records: dict[str,
     assert np.linalg.norm(found) == pytest.approx(np.linalg.norm(own), rel=1e-5)
 
 
+def mixed(own: NDArray[np.float64], genre: NDArray[np.int16], events: Sequence[Event]) -> NDArray[np.float64]:
+    """The mix of genres after events of one session, by definition."""
+    now = own / own.sum()
+    for did, row, _, heard in events:
+        genres = [one for one in genre[row].tolist() if one >= 0]
+        weights = {one: 1 / place for place, one in enumerate(genres, 1)}
+        share = {one: weight / sum(weights.values()) for one, weight in weights.items()}
+        if did not in {Did.LIKE, Did.COMPLETE, Did.SKIP} or not genres:
+            continue
+        given = np.array([share.get(one, 0.0) for one in range(len(own))])
+        if did is Did.SKIP:
+            now = now * (1 - PUSH * (1 if heard < EARLY_S else 0.5) * given)
+        else:
+            now = (now + PULL * given) / (1 + PULL)
+        now = (1 - LEAN) * now + LEAN * own / own.sum()
+        now = now / now.sum()
+    return np.asarray(now)
+
+
+@given(events=EVENTS)
+@settings(deadline=None, max_examples=100)
+def test_the_mix_of_genres_follows_as_defined(
+    snapshot: Snapshot, records: dict[str, bytes], events: list[Event]
+) -> None:
+    """Likes bring an item's genres, skips take from them, plays say nothing; the shares still make up one."""
+    listeners = read(snapshot, [next(iter(records.values()))])
+    events = [(did, row, 600 - 10 * place, heard) for place, (did, row, _, heard) in enumerate(events)]
+    query = HomeQuery(user_id="u", surface=Surface(name="s", shelves=()), now=NOW)
+    state = decode_states([state_of(snapshot, events)])
+    found = steer((query,), replace(listeners, state=state), snapshot).genre_weights[0]
+    own, genre = listeners.genre_weights[0].astype(np.float64), np.asarray(snapshot.columns["genre"])
+    if any(did in {Did.LIKE, Did.COMPLETE, Did.SKIP} for did, *_ in events):
+        assert found == pytest.approx(mixed(own, genre, events), abs=1e-3)  # of float16 in the record
+    else:
+        assert np.array_equal(found, listeners.genre_weights[0])
+
+
 @pytest.mark.parametrize(
     ("ago", "session", "counts"),
     [
