@@ -32,7 +32,7 @@ id = "spring"
 payer = "Nachtklang"
 why = { en = "Nachtklang pays for its place this spring" }
 """
-ONE_IN: Final = 25  # of the items, each campaign promotes in full
+ONE_IN: Final = 10  # of the items, each campaign promotes in full
 
 
 def apply(state: State, endpoints: Endpoints, tables: Path) -> tuple[str, str]:
