@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +22,6 @@ if TYPE_CHECKING:
     from protos.home.v1 import home_pb2
 
 SWAP_S: Final = 30.0  # for a server that runs already to follow the pointer, and any the book
-EXPERIMENT: Final = """
-[[layers]]
-id = "variety"
-params = ["diversity", "mmr_lambda"]
-
-[[experiments]]
-key = "more-variety"
-layer = "variety"
-reserved = 1.0
-ramp = 1.0
-arms = [{ key = "control" }, { key = "mmr-70", params = { diversity = "mmr", mmr_lambda = 0.7 } }]
-"""
 
 
 def demo(
@@ -47,19 +34,20 @@ def demo(
 ) -> None:
     """Make a listening world, train on it, publish it, serve it, and show a Home page.
 
+    An experiment runs, and a score feed and a campaign promote items: the page tells its arm, and who pays for what.
     The first run takes about a minute; later ones find everything there. All of it lies in `demo/` of --state, apart
     from what you publish yourself.
     """
-    from server import calling, face, launch
+    from server import calling, cli_demo_books, face, launch
 
     folder = load_settings(state=state).state / "demo"
     settings = load_settings(state=folder / "state", redis="", host="127.0.0.1")
     digest = _prepare(settings, folder, items=items, listeners=listeners)
     listener = listener or _keenest(folder / "world")
     with _server(State(settings.state), folder / "serve.log", any_port=once) as (endpoints, ours):
-        book = _experiment(State(settings.state), endpoints)
+        books = cli_demo_books.apply(State(settings.state), endpoints, folder / "world")
         with calling.home(State(settings.state), endpoints.target) as client:
-            home, seconds = _page(client, listener, digest, book)
+            home, seconds = _page(client, listener, (digest, *books))
         shown = [item.item_id for shelf in home.shelves for item in shelf.items]
         face.console().print(face.favourites(listener, _favourites(folder / "world", listener)))
         face.console().print(face.page(listener, home, seconds, _genres(folder / "world", shown)))
@@ -126,30 +114,22 @@ def _server(state: State, log: Path, *, any_port: bool) -> Iterator[tuple[Endpoi
         yield endpoints, True
 
 
-def _experiment(state: State, endpoints: Endpoints) -> str:
-    """Starts the demo's experiment, unless a book is in force, which is the user's own; answers the book's version."""
-    from google.protobuf.json_format import ParseDict
-
-    from protos.experiments.v1 import experiments_pb2
-    from server import calling
-
-    with calling.experiments(state, endpoints.control) as client:
-        if known := calling.said(client, client.get_book).version:
-            return known
-        spec = ParseDict(tomllib.loads(EXPERIMENT), experiments_pb2.Spec())
-        return calling.said(client, lambda: client.apply_book(spec, etag="")).book.version
-
-
-def _page(client: "HomeClient", listener: str, digest: str, book: str) -> "tuple[home_pb2.GetHomeResponse, float]":
-    """The page of a listener from a snapshot with a book of experiments, and how long it took once all is warm."""
+def _page(
+    client: "HomeClient", listener: str, wanted: tuple[str, str, str]
+) -> "tuple[home_pb2.GetHomeResponse, float]":
+    """The page of a listener from the wanted snapshot and books, and how long it took; calls before it warm up."""
     from server import calling
 
     deadline = time.monotonic() + SWAP_S
     home, _ = calling.timed(client, lambda: client.get_home(listener))
-    while (home.snapshot_version, home.experiment_book_version) != (digest, book) and time.monotonic() < deadline:
+    while _versions(home) != wanted and time.monotonic() < deadline:
         time.sleep(0.1)
         home, _ = calling.timed(client, lambda: client.get_home(listener))
     return calling.timed(client, lambda: client.get_home(listener))
+
+
+def _versions(home: "home_pb2.GetHomeResponse") -> tuple[str, str, str]:
+    return home.snapshot_version, home.experiment_book_version, home.promotion_book_version
 
 
 def _how_to_call(endpoints: Endpoints, state: Path, listener: str, *, ours: bool) -> str:
@@ -162,6 +142,7 @@ def _how_to_call(endpoints: Endpoints, state: Path, listener: str, *, ours: bool
         f"{bin_}/mantel get {listener} --state {place}",
         f"{bin_}/mantel get a-stranger --market GB --state {place}",
         f"{bin_}/mantel experiments list --state {place}",
+        f"{bin_}/mantel promotions stats --state {place}",
         f"{bin_}/mantel simulate listeners --data {_from_here(state.parent / 'world')} --state {place}",
         f'{bin_}/buf curl --protocol grpc --http2-prior-knowledge -H "{bearer}" \\',
         f"    -d '{request}' http://{endpoints.target}/mantel.home.v1.HomeService/GetHome",

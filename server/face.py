@@ -39,6 +39,8 @@ def page(
         made.append("known by recent plays only")
     parts += [Text(), Text(" · ".join(made), "dim")]
     parts += [Text(_arm(one), "dim") for one in home.assignments]
+    paid = [item for shelf in home.shelves for item in shelf.items if item.HasField("promotion")]
+    parts += [Text(f"promoted: {item.title}. {item.promotion.why}", "yellow") for item in paid]
     if home.degraded:
         names = [home_pb2.DegradedReason.Name(one).removeprefix("DEGRADED_REASON_") for one in home.degraded_reasons]
         parts.append(Text(f"degraded: {', '.join(names)} · coverage {home.coverage} %", "yellow"))
