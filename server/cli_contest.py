@@ -29,9 +29,9 @@ from loadtest import contest, machine
 from loadtest.connections import GrpcConnection, HttpConnection
 from loadtest.contest import Contestant, Plan, Progress
 from loadtest.generator import Load, Target, closed, opened
-from loadtest.knee import Knee, find
+from loadtest.contest_knee import Knee, find
 from loadtest.stages import drawn
-from loadtest.verdict import Contest, judge
+from loadtest.contest_verdict import Contest, judge
 from protos.home.v1 import home_pb2
 from ranking.surfaces import DEFAULT_SURFACES
 from server.identity import development_token

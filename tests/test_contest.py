@@ -21,8 +21,8 @@ from loadtest import machine
 from loadtest.connections import Connection, GrpcConnection, HttpConnection
 from loadtest.contest import Row, plan_of, rules
 from loadtest.generator import Load, Target, closed, opened
-from loadtest.knee import STEP, find
-from loadtest.verdict import judge
+from loadtest.contest_knee import STEP, find
+from loadtest.contest_verdict import judge
 from protos.home.v1 import home_pb2
 from ranking.surfaces import DEFAULT_SURFACES
 from server.cli import app
