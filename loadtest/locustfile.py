@@ -25,7 +25,7 @@ from loadtest.calls import CALL
 from loadtest.drive import Target
 from loadtest.run import cpu_seconds, leave
 from loadtest.script import GET_HOME, RECORD_EVENTS, Script
-from loadtest.traffic import EVENTS, KINDS, STRANGERS, Mix, draw
+from loadtest.traffic import EVENTS, KINDS, Mix, draw
 from protos.client import HomeClient, Tls
 from protos.events.v1 import events_pb2
 from protos.home.v1 import home_pb2
@@ -72,7 +72,7 @@ class Conversation:
         if step is None:
             number = next(self._rounds)
             rng = np.random.default_rng([self._options.seed, os.getpid() if number else 0, number])
-            steps = draw(self._mix, len(self._listeners) or STRANGERS, np.arange(AHEAD, dtype=np.float64) * PACE, rng)
+            steps = draw(self._mix, len(self._listeners), np.arange(AHEAD, dtype=np.float64) * PACE, rng)
             run = f"{self._options.name}-{os.getpid()}-{number}"
             self.script = Script(steps, self._mix, self._listeners, run=run)
             self._steps = iter(range(AHEAD))

@@ -49,14 +49,14 @@ class Steps(NamedTuple):
 
 
 def draw(mix: Mix, listeners: int, due: NDArray[np.float64], rng: np.random.Generator) -> Steps:
-    """The steps of a run in which calls are due at those times, for that many listeners."""
+    """The steps of a run in which calls are due at those times, for that many listeners; for 0 all are strangers."""
     count = due.size
     shares = (1 - mix.next_pages - mix.prefetch - mix.events, mix.next_pages, mix.prefetch, mix.events)
     kind = rng.choice(len(KINDS), size=count, p=np.asarray(shares)).astype(np.uint8)
     follows = _followed(due, kind, due - rng.uniform(*mix.looking_s, size=count))
     kind[(follows < 0) & ((kind == NEXT) | (kind == EVENTS))] = PAGE  # nothing was shown yet
     weights = np.asarray([weight for _, weight in mix.surfaces])
-    listener = _by_zipf(listeners, mix.zipf, count, rng)
+    listener = _by_zipf(listeners or STRANGERS, mix.zipf, count, rng)
     stranger = rng.random(count) < mix.strangers
     listener[stranger] = listeners + rng.integers(STRANGERS, size=int(stranger.sum()))
     surface = rng.choice(len(weights), size=count, p=weights / weights.sum()).astype(np.uint8)

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 SAMPLED: Final = 100_000  # listeners read from the store at most
 WARM_UP_S: Final = 5.0
+FIRST_S: Final = 10.0  # for the one call that shows whether the server can be tested
 RUN_S: Final = 60.0
 KNEE_S: Final = 30.0
 EVENTS: Final = 0.1  # share of calls, where they harm nobody
 BESIDE_THE_KNEE: Final = ("p50_ms", "p999_ms", "goodput", "refused_p99_ms")  # bounds of the SLO that say nothing of it
-STRANGERS: Final = 0.02  # share of first pages, where listeners are known
 
 
 def loadtest(
@@ -107,21 +107,20 @@ def loadtest(
 
     settings = load_settings(state=state, redis=redis, prefix=prefix)
     promise = _promise(slo, rate)
-    with cli_under_test.client_of(
-        settings, target, calling.tls_of(tls_ca, tls_cert, tls_key), insecure=insecure
-    ) as client:
-        calling.said(client, lambda: client.get_home("nobody", surface=_weighted(surface)[0][0], timeout_s=10.0))
+    tls = calling.tls_of(tls_ca, tls_cert, tls_key)
+    with cli_under_test.client_of(settings, target, tls, insecure=insecure) as client:
+        mix = _mix(
+            events=(EVENTS if calling.on_loopback(client.target) else 0.0) if events is None else events,
+            next_pages=next_pages,
+            prefetch=prefetch,
+            zipf=zipf,
+            page_size=page_size,
+            surfaces=_weighted(surface),
+            markets=tuple(market or [""]),
+        )
+        first = mix.surfaces[0][0]
+        calling.said(client, lambda: client.get_home("nobody", surface=first, timeout_s=FIRST_S))
     ids = cli_under_test.listeners_of(settings, client.target, listeners, seed)
-    mix = _mix(
-        events=(EVENTS if calling.on_loopback(client.target) else 0.0) if events is None else events,
-        next_pages=next_pages,
-        prefetch=prefetch,
-        strangers=STRANGERS if ids else 1.0,
-        zipf=zipf,
-        page_size=page_size,
-        surfaces=_weighted(surface),
-        markets=tuple(market or [""]),
-    )
     with tempfile.TemporaryDirectory(prefix="mantel-loadtest-") as place:
         (Path(place) / "listeners").write_text("\n".join(ids))
         plan = Plan(

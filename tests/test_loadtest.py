@@ -1,0 +1,146 @@
+"""Load against real servers: one of few words, and Mantel itself."""
+
+import asyncio
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from loadtest import calls as calls_
+from loadtest.drive import Target, connect, drive
+from loadtest.traffic import EVENTS, NEXT, PAGE, PREFETCH, Mix
+from protos.home.v1 import home_pb2
+from ranking.home import assemble
+from tests.conftest import Store, serving
+from tests.generated import Answers, answering, page, script
+from tests.operation import mantel
+
+PATIENT = "[generator]\nlag_p50_ms = 600000\nlag_p99_ms = 600000\nbusy = 1.0\nsent = 0.0\n"  # a busy machine
+
+
+async def driven(home: Answers, mix: Mix, *, calls: int, rate: float, threads: int = 4) -> Any:
+    """The rows of a script that is driven against a server of few words."""
+    with answering(home, threads=threads) as address:
+        target = Target(address=address, connections=2, timeout_s=60.0)
+        channels = await connect(target)
+        rows = await drive(channels, target, script(1, calls=calls, rate=rate, mix=mix), time.monotonic())
+        await asyncio.gather(*(channel.close() for channel in channels))
+        return rows
+
+
+async def test_calls_queue_before_a_slow_server() -> None:
+    """A server that takes 20 ms for a call and is asked every 10 makes each wait longer: an open loop shows it.
+
+    Closed users would wait with it, and find that it takes 20 ms.
+    """
+
+    def slow(request: home_pb2.GetHomeRequest, _: grpc.ServicerContext) -> home_pb2.GetHomeResponse:
+        time.sleep(0.02)
+        return page(request)
+
+    rows = await driven(slow, Mix(events=0, next_pages=0), calls=100, rate=100.0, threads=1)
+    took = rows["done"] - rows["due"]
+    assert (rows["code"] == calls_.OK).all()
+    assert took.max() > 0.9  # 100 calls take 2 s, the last is due after 1
+    assert (rows["sent"] >= rows["due"]).all()
+
+
+async def test_every_kind_of_call_is_made_and_noted() -> None:
+    """Pages, next pages by their token, events of what was shown, prefetches by their priority, some refused."""
+    seen: list[home_pb2.GetHomeRequest] = []
+
+    def home(request: home_pb2.GetHomeRequest, context: grpc.ServicerContext) -> home_pb2.GetHomeResponse:
+        seen.append(request)
+        if ("x-mantel-priority", "prefetch") in [tuple(pair) for pair in context.invocation_metadata()]:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
+        return page(request)
+
+    rows = await driven(
+        home, Mix(events=0.2, next_pages=0.3, prefetch=0.2, looking_s=(0.5, 0.6)), calls=400, rate=200.0
+    )
+    kinds = rows["kind"]
+    assert set(kinds) == {PAGE, NEXT, PREFETCH, EVENTS}
+    assert set(rows["code"][kinds == PREFETCH]) == {calls_.REFUSED}
+    assert set(rows["code"][kinds != PREFETCH]) == {calls_.OK}
+    assert (rows["items"][(kinds == PAGE) | (kinds == NEXT)] == 14).all()
+    assert sum(bool(request.page_token) for request in seen) == (kinds == NEXT).sum()
+    assert max(len(request.page_token) for request in seen) > 1  # a third page
+
+
+def loadtest(store: Store, target: str, promise: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`mantel loadtest` against a server that serves what a store holds, quickly."""
+    state = ("--target", target, "--state", str(store.state.path), "--redis", store.url)
+    times = ("--warm-up", "1", "--duration", "3", "--timeout", "30", "--slo", str(promise))
+    return mantel("loadtest", *state, *times, "--connections", "2", *words)
+
+
+async def test_the_exit_code_is_the_verdict(published: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0: the promise is kept; 1, with the reason: each batch takes 30 ms more; 2: the generator is late."""
+    promise = tmp_path / "slo.toml"
+    promise.write_text(f"rate = 30\np50_ms = 20000\nerrors = 0.0\nthin = 0.0\n{PATIENT}")
+    strict = tmp_path / "strict.toml"
+    strict.write_text(f"rate = 30\np50_ms = 29.0\n{PATIENT}")
+    late = tmp_path / "late.toml"
+    late.write_text("rate = 30\n[generator]\nlag_p50_ms = 0.000001\n")
+
+    def slower(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.03)
+        return assemble(*arguments, **named)
+
+    async with serving(published.state, published.url) as served:
+        report = tmp_path / "report.html"
+        kept = await asyncio.to_thread(loadtest, published, served.target, promise, "--json", "--html", str(report))
+        told = json.loads(kept.stdout)
+        assert (kept.returncode, told["outcome"]) == (0, "pass"), kept.stderr
+        assert "500 published" in told["conditions"]["listeners"]
+        assert told["figures"]["codes"].keys() == {"OK"}
+        assert {"page", "events"} <= told["figures"]["by_kind"].keys()
+        assert "The promise is kept" in report.read_text()
+        monkeypatch.setattr("server.home_service.assemble", slower)
+        broken = await asyncio.to_thread(loadtest, published, served.target, strict)
+        assert broken.returncode == 1, broken.stderr
+        assert "the promise is broken: p50_ms is " in broken.stdout
+        none = await asyncio.to_thread(loadtest, published, served.target, late)
+        assert none.returncode == 2, none.stderr
+        assert "no verdict: the generator sent half of its calls over" in none.stdout
+
+
+async def test_locusts_closed_users_are_judged_too(published: Store, tmp_path: Path) -> None:
+    """Locust asks the same kinds of calls, by users who wait; its rows become the same report."""
+    promise = tmp_path / "slo.toml"
+    promise.write_text(f"rate = 30\np50_ms = 20000\nerrors = 0.0\n{PATIENT}")
+    async with serving(published.state, published.url) as served:
+        done = await asyncio.to_thread(loadtest, published, served.target, promise, "--closed", "3", "--json")
+    told = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert told["figures"]["by_kind"]["page"]["calls"] > 10
+    assert "3 closed users" in told["conditions"]["load"]
+
+
+def test_a_load_test_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
+    """The two commands, and the exit code of what went wrong."""
+    done = mantel("loadtest", "--state", str(tmp_path / "state"))
+    assert done.returncode == 1
+    assert "mantel demo" in done.stderr
+    assert f"mantel loadtest --state {tmp_path}/state/demo/state" in done.stderr
+    refused = mantel("loadtest", "--target", "127.0.0.1:9", "--state", str(tmp_path / "state"))
+    assert "nothing listens at 127.0.0.1:9" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("--events", "0.6", "--next-pages", "0.5"), "events"),
+        (("--surface", "home=0"), "surface"),
+        (("--surface", "home=many"), "surface"),
+    ],
+)
+def test_wrong_options_are_named(words: tuple[str, ...], field: str, tmp_path: Path) -> None:
+    """Exit code 2 and one line, before anything is called."""
+    done = mantel("loadtest", *words, "--target", "127.0.0.1:9", "--state", str(tmp_path / "state"))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mantel: {field}: ")
