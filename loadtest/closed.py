@@ -15,6 +15,7 @@ from loadtest.traffic import Mix
 from protos.client import Tls
 
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
+START_S: Final = 3.0  # Locust counts its run time from before its users start
 LAST_WORDS: Final = 2000  # characters of what Locust said
 
 
@@ -29,7 +30,7 @@ def play_closed(plan: Plan, users: int, folder: Path, tell: Tell) -> Measured:
         "--host": plan.target.address,
         "--users": str(users),
         "--spawn-rate": str(users),
-        "--run-time": f"{total:.0f}s",
+        "--run-time": f"{total + START_S:.0f}s",
         "--stop-timeout": f"{plan.target.timeout_s + 1:.0f}",
         "--exit-code-on-error": "0",
         "--listeners": str(plan.listeners),
@@ -73,7 +74,7 @@ def play_closed(plan: Plan, users: int, folder: Path, tell: Tell) -> Measured:
 def _words(plan: Plan, words: dict[str, str], folder: Path) -> list[str]:
     """The options as Locust takes them; what TLS needs goes by files of a folder that is ours alone."""
     tls = plan.target.tls or Tls()
-    for flag, content in (("--tls-ca", tls.root), ("--tls-cert", tls.certificate), ("--tls-key", tls.key)):
+    for flag, content in (("--grpc-ca", tls.root), ("--grpc-cert", tls.certificate), ("--grpc-key", tls.key)):
         if content is not None:
             file = folder / f"{flag.removeprefix('--')}.pem"
             file.write_bytes(content)

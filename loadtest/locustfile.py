@@ -48,9 +48,9 @@ def _options(parser: Any) -> None:
     parser.add_argument("--name", default="locust", help="names the run in the ids of its events")
     parser.add_argument("--timeout", type=float, default=1.0, help="seconds for each call")
     parser.add_argument("--think", type=float, default=0.0, help="seconds of each user between calls")
-    parser.add_argument("--tls-ca", metavar="FILE", help="CA of the server's certificate: connect with TLS")
-    parser.add_argument("--tls-cert", metavar="FILE", help="certificate that says who calls")
-    parser.add_argument("--tls-key", metavar="FILE", help="its private key")
+    parser.add_argument("--grpc-ca", metavar="FILE", help="CA of the server's certificate: connect with TLS")
+    parser.add_argument("--grpc-cert", metavar="FILE", help="certificate that says who calls")
+    parser.add_argument("--grpc-key", metavar="FILE", help="its private key")
     parser.add_argument("--rows", metavar="DIR", help="leave every call here, as numpy rows")
 
 
@@ -115,7 +115,7 @@ class Listener(User):
             address=self.host or "127.0.0.1:50051", token=os.environ.get("MANTEL_TOKEN", ""), timeout_s=options.timeout
         )
         if not self._shared:
-            files = (options.tls_ca, options.tls_key, options.tls_cert)
+            files = (options.grpc_ca, options.grpc_key, options.grpc_cert)
             root, key, certificate = (Path(file).read_bytes() if file else None for file in files)
             tls = Tls(root=root, key=key, certificate=certificate) if root or certificate else None
             self._shared.append(HomeClient(self._target.address, tls=tls))

@@ -46,7 +46,7 @@ def page(measured: Measured, found: Figures, verdict: Verdict, conditions: Mappi
         "".join(f"<p>{escape(reason)}</p>" for reason in verdict.reasons),
         _promise(verdict),
         "<h2>Latency of pages over time</h2>",
-        "<p>Each second's calls, from when they were due, in milliseconds.</p>",
+        f"<p>Each second's calls, from when they were {escape(conditions.get('from', 'due'))}, in milliseconds.</p>",
         _over_time(rows["due"], millis, measured.seconds),
         "<h2>Calls due, each second</h2>",
         _rate(measured.calls["due"], measured.seconds),

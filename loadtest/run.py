@@ -84,6 +84,8 @@ def play(plan: Plan, folder: Path, tell: Tell) -> Measured:
 def collect(folder: Path, *, since: float, seconds: float, closed: bool = False) -> Measured:
     """What the processes left in a folder; calls that were due before `since` are left out.
 
+    Closed users count from their first call on, which comes when Locust has started them.
+
     Raises:
         RunFailed: they left nothing.
     """
@@ -91,6 +93,8 @@ def collect(folder: Path, *, since: float, seconds: float, closed: bool = False)
     if not parts:
         raise RunFailed("no generator measured anything")
     rows = np.concatenate(parts)
+    if closed and rows.size:
+        since += float(rows["due"].min())
     for column in ("due", "sent", "done"):
         rows[column] -= since
     rows = rows[(rows["due"] >= 0) & (rows["due"] < seconds)]

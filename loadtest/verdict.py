@@ -135,16 +135,16 @@ def shown(value: float, unit: str) -> str:
 def _checks(found: Figures, slo: Slo) -> list[Check]:
     """Each bound that the promise has, in the order of its file."""
     rows = []
-    for name, what in (("p50_ms", "half of the pages within"), ("p99_ms", "99 %"), ("p999_ms", "99.9 %")):
+    for name, what in (("p50_ms", "pages, p50"), ("p99_ms", "pages, p99"), ("p999_ms", "pages, p99.9")):
         enough = found.pages * (1 - QUANTILES[name]) >= 1  # else the quantile is the slowest page
         rows.append((name, what, "ms", found.latency[name], enough))
     rows += [
-        ("errors", "calls that fail", "share", found.errors, found.rate > 0),
-        ("refused", "calls that are refused", "share", found.refused, found.rate > 0),
-        ("degraded", "pages that are degraded", "share", found.degraded, found.pages > 0),
-        ("thin", "pages that are empty or thin", "share", found.thin, found.pages > 0),
-        ("goodput", "good pages at least", "rate", found.goodput, True),
-        ("refused_p99_ms", "99 % of refusals within", "ms", found.refused_p99_ms, True),
+        ("errors", "errors", "share", found.errors, found.rate > 0),
+        ("refused", "refused", "share", found.refused, found.rate > 0),
+        ("degraded", "degraded pages", "share", found.degraded, found.pages > 0),
+        ("thin", "empty or thin pages", "share", found.thin, found.pages > 0),
+        ("goodput", "goodput, at least", "rate", found.goodput, True),
+        ("refused_p99_ms", "refusals, p99", "ms", found.refused_p99_ms, True),
     ]
     return [
         Check(

@@ -118,9 +118,9 @@ def loadtest(
             surfaces=_weighted(surface),
             markets=tuple(market or [""]),
         )
+        ids = cli_under_test.listeners_of(settings, client.target, listeners, seed)
         first = mix.surfaces[0][0]
         calling.said(client, lambda: client.get_home("nobody", surface=first, timeout_s=FIRST_S))
-    ids = cli_under_test.listeners_of(settings, client.target, listeners, seed)
     with tempfile.TemporaryDirectory(prefix="mantel-loadtest-") as place:
         (Path(place) / "listeners").write_text("\n".join(ids))
         plan = Plan(

@@ -30,6 +30,7 @@ def conditions(plan: "Plan", *, listeners: int, closed: int) -> Conditions:
     return {
         "server": plan.target.address,
         "load": f"{closed} closed users of Locust" if closed else f"open loop, {rates} calls/s",
+        "from": "sent" if closed else "due",
         "time": f"{shape.duration:g} s after {plan.warm_up_s:g} s of warm-up",
         "traffic": ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
         + f", {mix.page_size or 'all'} shelves a page",
@@ -61,8 +62,8 @@ def show(found: "Figures", verdict: "Verdict", told: Conditions, *, as_json: boo
         for name, row in found.by_kind.items()
     ]
     columns = ("calls", "count", "rate", "errors", "refused", "p50 ms", "p99 ms", "p99.9 ms", "max ms")
-    console.print(face.table("latency from when calls were due", columns, kinds))
-    for line in (_of_server(found), _of_generator(found), _of_run(told)):
+    console.print(face.table(f"latency from when calls were {told['from']}", columns, kinds))
+    for line in (_of_server(found), _of_generator(found, told), _of_run(told)):
         console.print(line, style="dim", highlight=False)
     _say(verdict)
     return verdict.exit_code
@@ -112,7 +113,9 @@ def _of_server(found: "Figures") -> str:
     )
 
 
-def _of_generator(found: "Figures") -> str:
+def _of_generator(found: "Figures", told: Conditions) -> str:
+    if told["from"] == "sent":
+        return f"users who wait send nothing late; Locust used {found.busy:.0%} of a core"
     return (
         f"the generator sent half of its calls within {found.lag_p50_ms:.2f} ms of when they were due, 99 % within "
         f"{found.lag_p99_ms:.2f}, and used {found.busy:.0%} of a core"
@@ -120,7 +123,7 @@ def _of_generator(found: "Figures") -> str:
 
 
 def _of_run(told: Conditions) -> str:
-    return " · ".join(f"{name} {what}" for name, what in told.items())
+    return " · ".join(f"{name} {what}" for name, what in told.items() if name != "from")
 
 
 def _say(verdict: "Verdict") -> None:
