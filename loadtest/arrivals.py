@@ -20,6 +20,11 @@ class Shape:
     rates: tuple[float, ...]  # calls a second at each point
 
     @property
+    def calls(self) -> float:
+        """How many are to be expected."""
+        return float(np.trapezoid(self.rates, self.seconds))
+
+    @property
     def duration(self) -> float:
         """Seconds from the first point to the last."""
         return self.seconds[-1]

@@ -23,6 +23,7 @@ th,td{padding:.3em .6em;border-bottom:1px solid #e3e8ee;text-align:right}th:firs
 svg text{font-size:11px;fill:#5b6875}dl{display:grid;grid-template-columns:9em 1fr;gap:.1em 1em}
 dt{color:#5b6875}dd{margin:0}
 """
+_DASHED: Final = ("p50_ms", "p99_ms")
 _SAID: Final = {"pass": "The promise is kept", "fail": "The promise is broken", "none": "No verdict"}
 _MARKS: Final = {True: ("kept", "pass"), False: ("broken", "fail"), None: ("too few pages", "none")}
 Floats = NDArray[np.float64]
@@ -47,7 +48,7 @@ def page(measured: Measured, found: Figures, verdict: Verdict, conditions: Mappi
         _promise(verdict),
         "<h2>Latency of pages over time</h2>",
         f"<p>Each second's calls, from when they were {escape(conditions.get('from', 'due'))}, in milliseconds.</p>",
-        _over_time(rows["due"], millis, measured.seconds),
+        _over_time(rows["due"], millis, measured.seconds, verdict),
         "<h2>Calls due, each second</h2>",
         _rate(measured.calls["due"], measured.seconds),
         "<h2>How many pages took how long</h2>",
@@ -95,15 +96,16 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _over_time(due: Floats, millis: Floats, seconds: float) -> str:
-    """Median, p99 and slowest of each second, on a logarithmic axis."""
+def _over_time(due: Floats, millis: Floats, seconds: float, verdict: Verdict) -> str:
+    """Median, p99 and slowest of each second, on a logarithmic axis; the promised bounds are dashed."""
     second = due.astype(np.int64)
     lines: dict[str, list[tuple[float, float]]] = {"p50": [], "p99": [], "slowest": []}
     for one in np.unique(second):
         values = np.quantile(millis[second == one], (0.5, 0.99, 1.0), method="inverted_cdf")
         for name, value in zip(lines, values, strict=True):
             lines[name].append((float(one) + 0.5, float(value)))
-    shown_ = [value for line in lines.values() for _, value in line] or [1.0]
+    bounds = {check.name.removesuffix("_ms"): check.bound for check in verdict.checks if check.name in _DASHED}
+    shown_ = [*bounds.values(), *(value for line in lines.values() for _, value in line)] or [1.0]
     low, high = _decades(min(shown_), max(shown_))
     ticks = [10.0**power for power in range(low, high + 1)]
 
@@ -115,7 +117,11 @@ def _over_time(due: Floats, millis: Floats, seconds: float) -> str:
     for number, (name, line) in enumerate(lines.items()):
         points = " ".join(place(at, value) for at, value in line)
         drawn.append(f'<polyline fill="none" stroke="{_COLOURS[name]}" stroke-width="1.6" points="{points}"/>')
-        drawn.append(f'<text x="{LEFT + 10 + 70 * number}" y="14" style="fill:{_COLOURS[name]}">{name}</text>')
+        drawn.append(f'<text x="{LEFT + 10 + 70 * number}" y="22" style="fill:{_COLOURS[name]}">{name}</text>')
+    for name, bound in bounds.items():
+        y = _height(np.log10(bound), low, high)
+        ends = f'x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"'
+        drawn.append(f'<line {ends} stroke="{_COLOURS[name]}" stroke-dasharray="5 4"/>')
     return _svg(drawn + _seconds(seconds))
 
 
@@ -144,12 +150,12 @@ def _histogram(millis: Floats) -> str:
     drawn += [_bar(LEFT + width * at, width, count / top) for at, count in enumerate(counts)]
     for power in range(low, high + 1):
         x = LEFT + (power - low) / (high - low) * (WIDTH - LEFT)
-        drawn.append(f'<text x="{min(x, WIDTH - 40):.1f}" y="{HEIGHT - 8}">{10.0**power:g} ms</text>')
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        drawn.append(f'<text x="{min(x, WIDTH - 56):.1f}" y="{HEIGHT - 8}">{10.0**power:g} ms</text>')
+    for name, share, label in (("p50", 0.5, 20), ("p99", 0.99, 34)):
         at = np.log10(np.quantile(floor, share, method="inverted_cdf"))
         x = LEFT + (at - low) / (high - low) * (WIDTH - LEFT)
         drawn.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{HEIGHT - BOTTOM}" stroke="{_COLOURS[name]}"/>')
-        drawn.append(f'<text x="{x + 4:.1f}" y="14" style="fill:{_COLOURS[name]}">{name}</text>')
+        drawn.append(f'<text x="{x + 4:.1f}" y="{label}" style="fill:{_COLOURS[name]}">{name}</text>')
     return _svg(drawn)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -28,7 +29,6 @@ from loadtest.script import Script
 from loadtest.traffic import Mix, draw
 
 SETTLE_S: Final = 0.2  # from the last process' word that it is ready to the first call
-MOST_CALLS: Final = 20_000_000  # 35 bytes each
 Tell = Callable[[str, int, int], None]
 
 
@@ -146,8 +146,11 @@ def _expect(generator: "subprocess.Popen[bytes]", word: str) -> None:
 def _wait(generators: "Sequence[subprocess.Popen[bytes]]", start: float, plan: Plan, tell: Tell) -> None:
     total = plan.warm_up_s + plan.shape.duration
     while any(generator.poll() is None for generator in generators):
-        passed = min(max(time.monotonic() - start, 0.0), total)
-        tell("warm-up" if passed < plan.warm_up_s else "calls", int(passed), int(total))
+        passed = max(time.monotonic() - start, 0.0)
+        if passed < plan.warm_up_s:
+            tell("warm-up", int(passed), int(plan.warm_up_s))
+        else:
+            tell("seconds", int(min(passed, total) - plan.warm_up_s), int(plan.shape.duration))
         time.sleep(0.2)
     if any(generator.returncode for generator in generators):
         raise RunFailed("a generator died during the run")
@@ -174,6 +177,7 @@ async def _generate(plan: Plan, number: int, folder: Path) -> None:
 
 def main(number: str, folder: str) -> None:
     """Runs one generator to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; who started this decides
     plan = TypeAdapter(Plan).validate_json(sys.stdin.readline())
     uvloop.run(_generate(plan, int(number), Path(folder)))
 

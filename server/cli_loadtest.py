@@ -38,6 +38,7 @@ WARM_UP_S: Final = 5.0
 FIRST_S: Final = 10.0  # for the one call that shows whether the server can be tested
 RUN_S: Final = 60.0
 KNEE_S: Final = 30.0
+MOST_CALLS: Final = 20_000_000  # each is kept, in 35 bytes
 EVENTS: Final = 0.1  # share of calls, where they harm nobody
 BESIDE_THE_KNEE: Final = ("p50_ms", "p999_ms", "goodput", "refused_p99_ms")  # bounds of the SLO that say nothing of it
 
@@ -105,8 +106,13 @@ def loadtest(
     from loadtest.verdict import figures, judge
     from server import calling, cli_under_test, cli_verdict, face
 
+    if find_knee and (closed or html is not None):
+        raise InvalidInput(("find_knee", "goes with neither --closed nor --html"))
     settings = load_settings(state=state, redis=redis, prefix=prefix)
     promise = _promise(slo, rate)
+    course = shaped(shape, rate=promise.rate, duration=duration or (KNEE_S if find_knee else RUN_S), peak=peak)
+    if course.calls > MOST_CALLS:
+        raise InvalidInput(("rate", f"for so long means more than {MOST_CALLS:,} calls"))
     tls = calling.tls_of(tls_ca, tls_cert, tls_key)
     with cli_under_test.client_of(settings, target, tls, insecure=insecure) as client:
         mix = _mix(
@@ -131,7 +137,7 @@ def loadtest(
                 connections=connections,
                 timeout_s=timeout,
             ),
-            shape=shaped(shape, rate=promise.rate, duration=duration or (KNEE_S if find_knee else RUN_S), peak=peak),
+            shape=course,
             warm_up_s=warm_up,
             mix=mix,
             listeners=Path(place) / "listeners",

@@ -1,7 +1,6 @@
 """The server that a load test is of, and the listeners that it knows."""
 
 import random
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +42,7 @@ def listeners_of(settings: Settings, address: str, file: Path | None, seed: int)
     """
     from features.keys import Keys
     from features.offline.publish import connect
-    from features.pointer import read_pointer
+    from features.published_listeners import published_listeners
     from server import calling
     from server.queries import wrong_user_id
 
@@ -55,13 +54,7 @@ def listeners_of(settings: Settings, address: str, file: Path | None, seed: int)
     own = State(settings.state).endpoints()
     if not settings.redis and (own is None or calling.dialled(own.target) != address):
         return []
-    keys = Keys(prefix=settings.prefix)
     with redis_url(settings) as url, connect(url) as client:
-        pointer = read_pointer(client, keys)
-        if pointer is None:
-            return []
-        pattern = keys.records_pattern(pointer.space_id)
-        names = islice(client.scan_iter(match=pattern, count=5_000), SAMPLED)
-        found = sorted(name.decode().rpartition(":")[2] for name in names)
+        found = published_listeners(client, Keys(prefix=settings.prefix), most=SAMPLED)
     random.Random(seed).shuffle(found)  # noqa: S311  # the same seed, the same favourites
     return found

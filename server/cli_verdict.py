@@ -46,7 +46,7 @@ def conditions(plan: "Plan", *, listeners: int, closed: int) -> Conditions:
 def show(found: "Figures", verdict: "Verdict", told: Conditions, *, as_json: bool) -> int:
     """Prints a verdict; answers its exit code."""
     if as_json:
-        _print_json({"outcome": verdict.outcome, **asdict(verdict), "figures": asdict(found), "conditions": told})
+        _print_json({**asdict(verdict), "figures": asdict(found), "conditions": told})
         return verdict.exit_code
     console = face.console()
     console.print(face.table("load test", ("promise", "bound", "measured", ""), [_row(one) for one in verdict.checks]))
@@ -91,7 +91,8 @@ def show_knee(knee: "Knee", told: Conditions, *, as_json: bool) -> int:
     console.print(face.table("rates tried", ("rate", "p50 ms", "p99 ms", "generator", ""), rows))
     console.print(_of_run(told), style="dim", highlight=False)
     if knee.reason:
-        typer.secho(f"the knee is at {knee.rate:,.0f} calls/s or higher; {knee.reason}", fg="yellow")
+        known = f"the knee is at {knee.rate:,.0f} calls/s or higher" if knee.rate else "no rate holds so far"
+        typer.secho(f"{known}; {knee.reason}", fg="yellow")
     elif knee.rate:
         typer.secho(f"the knee is at {knee.rate:,.0f} calls/s", fg="green")
     else:

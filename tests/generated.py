@@ -36,7 +36,7 @@ def page(request: home_pb2.GetHomeRequest, _: Any = None) -> home_pb2.GetHomeRes
 
 
 @contextmanager
-def answering(home: Answers, *, threads: int = 4) -> Iterator[str]:
+def answering(home: Answers, *, threads: int = 4, tls: grpc.ServerCredentials | None = None) -> Iterator[str]:
     """A server on a free port that answers pages by a function, and takes all events; its address."""
 
     def record(request: events_pb2.RecordEventsRequest, _: grpc.ServicerContext) -> events_pb2.RecordEventsResponse:
@@ -58,7 +58,8 @@ def answering(home: Answers, *, threads: int = 4) -> Iterator[str]:
 
     with ThreadPoolExecutor(threads) as pool:
         server = grpc.server(pool, handlers=[Handlers()])
-        port = server.add_insecure_port("127.0.0.1:0")
+        where = "127.0.0.1:0"
+        port = server.add_insecure_port(where) if tls is None else server.add_secure_port(where, tls)
         server.start()
         try:
             yield f"127.0.0.1:{port}"

@@ -9,17 +9,26 @@ from typing import Any
 
 import grpc
 import pytest
+from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from features.errors import InvalidInput
+from features.errors import InvalidInput, Unavailable
 from loadtest import calls as calls_
+from loadtest.arrivals import shaped
 from loadtest.drive import Target, connect, drive
+from loadtest.run import Measured, Plan
+from loadtest.slo import load_slo
 from loadtest.traffic import EVENTS, NEXT, PAGE, PREFETCH, Mix
+from protos.client import Tls
 from protos.home.v1 import home_pb2
 from ranking.home import assemble
 from server.cli import app
+from server.cli_loadtest import _search
+from server.cli_under_test import listeners_of
+from server.settings import load_settings
+from tests.certificates import Authority
 from tests.conftest import Store, serving
-from tests.generated import Answers, answering, page, script
+from tests.generated import Answers, answering, measured, page, rows, script
 from tests.operation import mantel
 
 PATIENT = "[generator]\nlag_p50_ms = 600000\nlag_p99_ms = 600000\nbusy = 1.0\nsent = 0.0\n"  # a busy machine
@@ -30,9 +39,9 @@ async def driven(home: Answers, mix: Mix, *, calls: int, rate: float, threads: i
     with answering(home, threads=threads) as address:
         target = Target(address=address, connections=2, timeout_s=60.0)
         channels = await connect(target)
-        rows = await drive(channels, target, script(1, calls=calls, rate=rate, mix=mix), time.monotonic())
+        found = await drive(channels, target, script(1, calls=calls, rate=rate, mix=mix), time.monotonic())
         await asyncio.gather(*(channel.close() for channel in channels))
-        return rows
+        return found
 
 
 async def test_calls_queue_before_a_slow_server() -> None:
@@ -45,11 +54,11 @@ async def test_calls_queue_before_a_slow_server() -> None:
         time.sleep(0.02)
         return page(request)
 
-    rows = await driven(slow, Mix(events=0, next_pages=0), calls=100, rate=100.0, threads=1)
-    took = rows["done"] - rows["due"]
-    assert (rows["code"] == calls_.OK).all()
+    found = await driven(slow, Mix(events=0, next_pages=0), calls=100, rate=100.0, threads=1)
+    took = found["done"] - found["due"]
+    assert (found["code"] == calls_.OK).all()
     assert took.max() > 0.9  # 100 calls take 2 s, the last is due after 1
-    assert (rows["sent"] >= rows["due"]).all()
+    assert (found["sent"] >= found["due"]).all()
 
 
 async def test_every_kind_of_call_is_made_and_noted() -> None:
@@ -62,16 +71,40 @@ async def test_every_kind_of_call_is_made_and_noted() -> None:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
         return page(request)
 
-    rows = await driven(
+    found = await driven(
         home, Mix(events=0.2, next_pages=0.3, prefetch=0.2, looking_s=(0.5, 0.6)), calls=400, rate=200.0
     )
-    kinds = rows["kind"]
+    kinds = found["kind"]
     assert set(kinds) == {PAGE, NEXT, PREFETCH, EVENTS}
-    assert set(rows["code"][kinds == PREFETCH]) == {calls_.REFUSED}
-    assert set(rows["code"][kinds != PREFETCH]) == {calls_.OK}
-    assert (rows["items"][(kinds == PAGE) | (kinds == NEXT)] == 14).all()
+    assert set(found["code"][kinds == PREFETCH]) == {calls_.REFUSED}
+    assert set(found["code"][kinds != PREFETCH]) == {calls_.OK}
+    assert (found["items"][(kinds == PAGE) | (kinds == NEXT)] == 14).all()
     assert sum(bool(request.page_token) for request in seen) == (kinds == NEXT).sum()
     assert max(len(request.page_token) for request in seen) > 1  # a third page
+
+
+async def test_calls_travel_by_tls_with_a_token() -> None:
+    """The generator shows a client certificate and its token, and a plan keeps both on its way to a generator."""
+    authority = Authority.new()
+    one, other = authority.certificate("127.0.0.1"), authority.certificate("load")
+    tls = Tls(root=authority.pem, key=other.key, certificate=other.chain)
+    secure = grpc.ssl_server_credentials([(one.key, one.chain)], authority.pem, require_client_auth=True)
+    seen: list[tuple[str, str]] = []
+
+    def home(request: home_pb2.GetHomeRequest, context: grpc.ServicerContext) -> home_pb2.GetHomeResponse:
+        seen.extend((pair[0], str(pair[1])) for pair in context.invocation_metadata())
+        return page(request)
+
+    with answering(home, tls=secure) as address:
+        whole, secret = TypeAdapter(Target), "t"
+        target = Target(address=address, token=secret, tls=tls, connections=1, timeout_s=60.0)
+        target = whole.validate_json(whole.dump_json(target))
+        assert "PRIVATE" not in repr(target)
+        channels = await connect(target)
+        found = await drive(channels, target, script(1, calls=20, rate=100.0), time.monotonic())
+        await channels[0].close()
+    assert (found["code"] == calls_.OK).all()
+    assert ("authorization", "Bearer t") in seen
 
 
 def loadtest(store: Store, target: str, promise: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -124,6 +157,19 @@ async def test_locusts_closed_users_are_judged_too(published: Store, tmp_path: P
     assert "3 closed users" in told["conditions"]["load"]
 
 
+def test_listeners_come_from_the_store(published: Store, records: dict[str, bytes], tmp_path: Path) -> None:
+    """All that are published, in an order drawn from the seed; of a store that is away, one line."""
+    settings = load_settings(state=published.state.path, redis=published.url)
+    found = listeners_of(settings, "127.0.0.1:1", None, 1)
+    assert sorted(found) == sorted(records)
+    assert found == listeners_of(settings, "127.0.0.1:1", None, 1)
+    assert found != listeners_of(settings, "127.0.0.1:1", None, 2)
+    away = load_settings(state=tmp_path / "state", redis="redis://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="store cannot be reached"):
+        listeners_of(away, "127.0.0.1:1", None, 1)
+    assert listeners_of(load_settings(state=tmp_path / "state", redis=""), "127.0.0.1:1", None, 1) == []
+
+
 def test_a_load_test_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
     """The two commands, and the exit code of what went wrong."""
     done = mantel("loadtest", "--state", str(tmp_path / "state"))
@@ -141,6 +187,9 @@ def test_a_load_test_without_a_server_says_how_to_start_one(tmp_path: Path) -> N
         (("--surface", "home=0"), "surface"),
         (("--surface", "home=many"), "surface"),
         (("--users", __file__), "users"),
+        (("--rate", "1000000"), "rate"),
+        (("--find-knee", "--closed", "3"), "find_knee"),
+        (("--find-knee", "--html", "r.html"), "find_knee"),
     ],
 )
 def test_wrong_options_are_named(words: tuple[str, ...], field: str, tmp_path: Path) -> None:
@@ -149,3 +198,24 @@ def test_wrong_options_are_named(words: tuple[str, ...], field: str, tmp_path: P
     error = CliRunner().invoke(app, ["loadtest", *words, *named]).exception
     assert isinstance(error, InvalidInput)
     assert [path for path, _ in error.violations] == [field]
+
+
+def test_a_search_for_the_knee_asks_something_else_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each run has its rate, its seed and its name; bounds that say nothing of the knee do not count."""
+    plans: list[Plan] = []
+
+    def played(plan: Plan, closed: int, name: str, _: Any) -> Measured:
+        assert not closed
+        assert name == f"run-{len(plans)}"
+        plans.append(plan)
+        return measured(rows(5000, took=0.02 if plan.shape.rates[0] <= 700 else 0.1))  # 20 ms: above the bound of p50
+
+    monkeypatch.setattr("server.cli_loadtest._play", played)
+    shape = shaped("constant", rate=500.0, duration=10.0)
+    target, file = Target(address="127.0.0.1:1"), tmp_path / "listeners"
+    plan = Plan(target=target, shape=shape, warm_up_s=0, mix=Mix(), listeners=file, seed=5, run="r")
+    knee = _search(plan, load_slo(), 2, lambda *_: None)
+    assert 700 / 1.05 <= knee.rate <= 700
+    assert [one.seed for one in plans] == list(range(5, 5 + len(plans)))
+    assert len({one.run for one in plans}) == len(plans)
+    assert {one.shape.rates for one in plans} == {(one.rate, one.rate) for one in knee.tried}
