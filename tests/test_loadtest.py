@@ -12,7 +12,8 @@ import pytest
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from features.errors import InvalidInput, Unavailable
+from features.errors import InvalidInput, MantelError, Unavailable
+from features.state import Endpoints, State
 from loadtest import calls as calls_
 from loadtest.arrivals import shaped
 from loadtest.drive import Target, connect, drive
@@ -171,13 +172,18 @@ def test_listeners_come_from_the_store(published: Store, records: dict[str, byte
 
 
 def test_a_load_test_without_a_server_says_how_to_start_one(tmp_path: Path) -> None:
-    """The two commands, and the exit code of what went wrong."""
-    done = mantel("loadtest", "--state", str(tmp_path / "state"))
-    assert done.returncode == 1
-    assert "mantel demo" in done.stderr
-    assert f"mantel loadtest --state {tmp_path}/state/demo/state" in done.stderr
-    refused = mantel("loadtest", "--target", "127.0.0.1:9", "--state", str(tmp_path / "state"))
-    assert "nothing listens at 127.0.0.1:9" in refused.stderr
+    """The two commands; the demo's server, where it runs; and what is wrong with a server that is named."""
+
+    def refusal(*words: str) -> str:
+        error = CliRunner().invoke(app, ["loadtest", "--state", str(tmp_path), *words]).exception
+        assert isinstance(error, MantelError)
+        return str(error)
+
+    assert "mantel demo" in refusal()
+    assert f"mantel loadtest --state {tmp_path}/demo/state" in refusal()
+    assert "nothing listens at 127.0.0.1:9" in refusal("--target", "127.0.0.1:9")
+    State(tmp_path / "demo" / "state").announce(Endpoints(pid=1, target="127.0.0.1:9", control="", metrics=""))
+    assert f"the demo's does: mantel loadtest --state {tmp_path}/demo/state" in refusal()
 
 
 @pytest.mark.parametrize(
