@@ -101,7 +101,7 @@ def loadtest(
     """
     from loadtest.arrivals import shaped
     from loadtest.drive import Target
-    from loadtest.page import page
+    from loadtest.report import report
     from loadtest.run import Plan
     from loadtest.verdict import figures, judge
     from server import calling, cli_under_test, cli_verdict, face
@@ -156,7 +156,7 @@ def loadtest(
     found = figures(measured, promise)
     verdict = judge(found, promise, closed=closed > 0)
     if html is not None:
-        html.write_text(page(measured, found, verdict, conditions))
+        html.write_text(report(measured, found, verdict, conditions))
     raise typer.Exit(cli_verdict.show(found, verdict, conditions, as_json=json_))
 
 

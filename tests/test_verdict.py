@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loadtest.knee import find_knee
-from loadtest.page import page
+from loadtest.report import report
 from loadtest.slo import DEFAULT_SLO, SloRefused, load_slo, parse_slo
 from loadtest.traffic import EVENTS, NEXT, PREFETCH
 from loadtest.verdict import Figures, Outcome, Verdict, figures, judge
@@ -136,7 +136,7 @@ def test_the_report_shows_the_run() -> None:
     calls = rows(5000, kind=np.where(np.arange(5000) % 5, 0, EVENTS), took=0.03)
     found = figures(measured(calls), SHIPPED)
     verdict = judge(found, SHIPPED)
-    text = page(measured(calls), found, verdict, {"server": "<here>"})
+    text = report(measured(calls), found, verdict, {"server": "<here>"})
     assert "The promise is broken" in text
     assert "p99_ms is 30.00 ms, above 25.00 ms" in text
     assert "&lt;here&gt;" in text
@@ -146,7 +146,7 @@ def test_the_report_shows_the_run() -> None:
     assert all(f"<td>{kind}</td>" in text for kind in ("page", "events"))
     assert all(check.what in text for check in verdict.checks)
     assert "src=" not in text  # it needs nothing else
-    assert "No page was answered" in page(measured(rows(0)), figures(measured(rows(0)), SHIPPED), verdict, {})
+    assert "No page was answered" in report(measured(rows(0)), figures(measured(rows(0)), SHIPPED), verdict, {})
 
 
 def attempts(capacity: float, *, blind: float = np.inf, flaky: int = 0) -> Any:

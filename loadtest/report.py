@@ -29,7 +29,7 @@ _MARKS: Final = {True: ("kept", "pass"), False: ("broken", "fail"), None: ("too 
 Floats = NDArray[np.float64]
 
 
-def page(measured: Measured, found: Figures, verdict: Verdict, conditions: Mapping[str, str]) -> str:
+def report(measured: Measured, found: Figures, verdict: Verdict, conditions: Mapping[str, str]) -> str:
     """The report of a run, whole."""
     rows = measured.calls[(measured.calls["kind"] != EVENTS) & (measured.calls["kind"] != PREFETCH)]
     rows = rows[rows["code"] != calls_.REFUSED]
