@@ -51,9 +51,14 @@ class Tls:
     certificate: bytes | None = None
 
 
-def asyncio_channel(target: str, tls: Tls | None = None) -> grpc.aio.Channel:
-    """A channel for asyncio with the published service config; tokens go with each call."""
-    options = _options(patient=False)
+def asyncio_channel(
+    target: str, tls: Tls | None = None, *, patient: bool = False, alone: bool = False
+) -> grpc.aio.Channel:
+    """A channel for asyncio with the published service config; tokens go with each call.
+
+    `alone` gives it a connection of its own, where gRPC would share one among channels to the same address.
+    """
+    options = [*_options(patient=patient), ("grpc.use_local_subchannel_pool", int(alone))]
     if tls is None:
         return grpc.aio.insecure_channel(target, options)
     return grpc.aio.secure_channel(target, _credentials(tls), options)

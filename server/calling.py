@@ -101,6 +101,17 @@ def token(state: State) -> str:
     return state.dev_token.read_text().strip()
 
 
+def on_loopback(address: str) -> bool:
+    """Whether what is sent to an address stays on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or address.startswith("unix:"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def said(client: Client, call: Callable[[], Answer]) -> Answer:
     """What a call by a client answers.
 
@@ -132,19 +143,9 @@ def _control(state: State, target: str | None) -> str:
 def _sendable(state: State, address: str, *, plain: bool) -> str:
     """The token, unless anyone could read it on its way to an address."""
     found = token(state)
-    if found and plain and not _on_loopback(address):
+    if found and plain and not on_loopback(address):
         raise InvalidInput(("target", f"{address} without TLS would show the token: give --tls-ca, or --insecure"))
     return found
-
-
-def _on_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or address.startswith("unix:"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _trouble(client: Client, details: str) -> str:

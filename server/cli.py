@@ -17,6 +17,7 @@ from server import (
     cli_demo,
     cli_events,
     cli_experiments,
+    cli_loadtest,
     cli_offline,
     cli_promotions,
     cli_replay,
@@ -40,6 +41,7 @@ cli_calls.register(app)
 cli_experiments.register(app)
 cli_promotions.register(app)
 app.command()(cli_bench.bench)
+app.command()(cli_loadtest.loadtest)
 app.command()(cli_replay.replay)
 app.add_typer(tokens, name="tokens")
 app.add_typer(cli_events.events, name="events")
