@@ -28,10 +28,10 @@ from features.state import State
 from loadtest import contest, machine
 from loadtest.connections import GrpcConnection, HttpConnection
 from loadtest.contest import Contestant, Plan, Progress
-from loadtest.generator import Load, Target, closed, opened
 from loadtest.contest_knee import Knee, find
-from loadtest.stages import drawn
 from loadtest.contest_verdict import Contest, judge
+from loadtest.generator import Load, Target, closed, opened
+from loadtest.stages import drawn
 from protos.home.v1 import home_pb2
 from ranking.surfaces import DEFAULT_SURFACES
 from server.identity import development_token

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from loadtest import machine
 from loadtest.connections import Connection, GrpcConnection, HttpConnection
 from loadtest.contest import Row, plan_of, rules
-from loadtest.generator import Load, Target, closed, opened
 from loadtest.contest_knee import STEP, find
 from loadtest.contest_verdict import judge
+from loadtest.generator import Load, Target, closed, opened
 from protos.home.v1 import home_pb2
 from ranking.surfaces import DEFAULT_SURFACES
 from server.cli import app
