@@ -91,6 +91,9 @@ def unhide(
     items: ItemsArgument = None,
     *,
     artist: ArtistOption = None,
+    artist_of: Annotated[
+        list[str] | None, typer.Option(metavar="ITEM", help="An item whose artist is meant; may be repeated.")
+    ] = None,
     target: TargetOption = None,
     tls_ca: CaOption = None,
     tls_cert: CertOption = None,
@@ -105,10 +108,16 @@ def unhide(
     """
     from server import calling
 
-    chosen, artists = _named(items, artist)
+    chosen, _ = _named(items, artist or artist_of)
     with _client(state, target, tls_ca, tls_cert, tls_key, insecure=insecure) as client:
         after = calling.said(
-            client, lambda: client.update_preferences(user_id, unhide_item_ids=chosen, unhide_artist_ids=artists)
+            client,
+            lambda: client.update_preferences(
+                user_id,
+                unhide_item_ids=chosen,
+                unhide_artist_ids=artist or (),
+                unhide_artists_of_item_ids=artist_of or (),
+            ),
         )
     _print(after, as_json=json_)
 
@@ -230,6 +239,7 @@ def _print(found: "listeners_pb2.Preferences", *, as_json: bool) -> None:
     rows = [
         ("hidden items", ", ".join(found.hidden_item_ids) or "none"),
         ("hidden artists", ", ".join(found.hidden_artist_ids) or "none"),
+        ("and the artists of", ", ".join(found.hidden_artists_of_item_ids) or "none"),
         ("explicit items", explicit),
         ("paid placements", "off" if found.promotions_off else "on"),
         ("discovery", f"{found.discovery:.2g}" if found.HasField("discovery") else "never said"),

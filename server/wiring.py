@@ -38,6 +38,7 @@ from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
 from server.guard import Guard, Table
+from server.hides import Hides
 from server.home_service import HomeBatches, HomeService
 from server.identity import Identities, Role, load_identities
 from server.listener_service import ListenerService
@@ -145,12 +146,12 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         recent_s=int(settings.recent_days * 86_400),
     )
     event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
-    events = EventService(batcher=event_batcher, keys=signing, metrics=metrics, now=time.time)
-
     preferences = PreferenceStore(redis_url, keys)
+    hides = Hides(store=preferences, snapshot=lambda: snapshots.current, now=time.time)
+    events = EventService(batcher=event_batcher, hides=hides, keys=signing, metrics=metrics, now=time.time)
     identities = IdentityFile(settings)
     guard = Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
-    methods = data_methods(home, events, ListenerService(store=preferences))
+    methods = data_methods(home, events, ListenerService(store=preferences, hides=hides, now=time.time))
     return DataPlane(
         settings=settings,
         state=state,

@@ -91,6 +91,22 @@ async def test_a_drain_leaves_out_and_erases_who_was_forgotten(store: Store, tmp
     assert (again.read, again.erased, again.listens) == (0, 0, 0)
 
 
+async def test_served_pages_are_erased_with_the_events(store: Store, tmp_path: Path) -> None:
+    """Pages and the items that they showed, of before; those of others, and of later, stay."""
+    out, now = tmp_path / "out", datetime.now(UTC)
+    for name in ("pages", "served"):
+        (out / name / "day=2026-01-01").mkdir(parents=True)
+        served = pl.DataFrame(
+            {"user_id": ["u1", "u1", "u2"], "served_at": [now - timedelta(hours=1), now + timedelta(hours=1), now]},
+            schema_overrides={"served_at": pl.Datetime("ms", "UTC")},
+        )
+        served.write_parquet(out / name / "day=2026-01-01" / "part-1.parquet")
+    await forget(store, ["u1"])
+    assert drained(store, out).erased == 2
+    for name in ("pages", "served"):
+        assert pl.read_parquet(out / name / "day=*" / "*.parquet")["user_id"].to_list() == ["u1", "u2"]
+
+
 async def test_days_of_nobody_else_are_left_without_a_row(store: Store, tmp_path: Path) -> None:
     """Where all that was drained is of one who was forgotten, no event and no listen stays; nor on a second look."""
     out = tmp_path / "out"

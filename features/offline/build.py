@@ -93,7 +93,7 @@ def build(
 ) -> BuildReport:
     """Builds a snapshot at `out`, and the listener records inside it; the same data and settings give the same bytes.
 
-    Who has a tombstone in the file `forgotten`, or in the one that lies with the data, is left out with what was before.
+    Who has a tombstone in the file `forgotten`, or in the one that lies with the data, is left out with all before.
     Drift is measured against the snapshot `previous`, or else against the one that stands at `out`, if it can be read.
     Its figures are in the report and not in the manifest, which speaks of nothing but this data and these settings.
 

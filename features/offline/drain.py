@@ -50,7 +50,7 @@ class DrainReport:
     repeated: int  # events that are in the data already
     unreadable: int
     forgotten: int  # events of before their listener was forgotten, left out
-    erased: int  # events of such listeners that an earlier drain had written
+    erased: int  # rows of such listeners, events and served pages, that an earlier drain had written
     days: tuple[str, ...]  # whose folders got events
     listens: int  # rows that were written anew
 
