@@ -1,6 +1,5 @@
 """Reads, changes and erases what listeners wish, in Redis; what is answered is on its disk."""
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -10,7 +9,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from features.errors import Unavailable, WrongState
-from features.forgetting import tombstone
+from features.forgetting import FORGET, tombstone
 from features.keys import Keys, partition
 from features.preferences import Preferences, decode_preferences, encode_preferences
 
@@ -81,16 +80,19 @@ class PreferenceStore:
     async def forget(self, user_id: str) -> int:
         """Erases every key of a listener and leaves a tombstone; answers how many keys there were.
 
-        The tombstone comes first: a publish at the same time sees it, or has named its embedding space before.
+        The tombstone comes first: a publish at the same time sees it, or has named its embedding space before. It is
+        renewed as the keys are erased, so that what is erased is what came before it.
 
         Raises:
             Unavailable: Redis does not answer, or does not come to write it; ask again until it does.
         """
         try:
             async with self._client.client() as one:
-                await one.hset(self._keys.forgotten(partition(user_id)), tombstone(user_id), int(time.time()))
+                kept, mark = self._keys.forgotten(partition(user_id)), tombstone(user_id)
+                await one.eval(FORGET, 1, kept, mark)
                 spaces = [_text(name) for name in await one.hkeys(self._keys.spaces)]
-                erased = int(await one.unlink(*self._keys.all_of_listener(user_id, spaces)))
+                known = self._keys.all_of_listener(user_id, spaces)
+                erased = int(await one.eval(FORGET, 1 + len(known), kept, *known, mark))
                 await _on_disk(one)
                 return erased
         except (redis.exceptions.RedisError, OSError) as error:

@@ -1,9 +1,10 @@
 """Listener preferences: their bytes in Redis, and a batch of them as columns.
 
 A frame is little-endian: a header; hidden items and hidden artists as two ascending arrays of keys, which is all that
-serving reads; then the length of each id in one byte, and the ids as UTF-8, in the order of their keys. The checksum is
-the CRC-32 of the frame with its own four bytes left out. Who hid what must never be guessed: a frame that does not
-verify says nothing, not that nothing is hidden.
+serving reads; then the length of each id in one byte, and the ids as UTF-8, in the order of their keys. An artist that
+an event hid has the id of the item that it named: which these are follows, as places among the artists, and then what
+was shown again of late. The checksum is the CRC-32 of the frame with its own four bytes left out. Who hid what must
+never be guessed: a frame that does not verify says nothing, not that nothing is hidden.
 """
 
 import math
@@ -29,16 +30,21 @@ _PROMOTIONS_OFF: Final = 4
 # magic, version, flags, items, artists, discovery, length | checksum
 _HEAD: Final = struct.Struct("<2sBBHHfI")
 _CHECKSUM: Final = struct.Struct("<I")
+_MORE: Final = struct.Struct("<HHH")  # artists hidden through an item, items shown again, artists shown again
+_MARK: Final = np.dtype([("key", "<u8"), ("at_ms", "<u8")])
 _BODY: Final = _HEAD.size + _CHECKSUM.size
 _NO_KEYS: Final = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preferences:
-    """What one listener wishes; ids stand in the order of their keys, each once."""
+    """What one listener wishes; ids, and pairs that begin with a key, stand in the order of keys, each once."""
 
     hidden_items: tuple[str, ...] = ()
     hidden_artists: tuple[str, ...] = ()
+    hidden_through: tuple[tuple[int, str], ...] = ()  # more hidden artists: key, and the item by which they were
+    shown_items: tuple[tuple[int, int], ...] = ()  # hidden no more of late: key, and when in unix milliseconds
+    shown_artists: tuple[tuple[int, int], ...] = ()
     allow_explicit: bool | None = None  # None: never said
     promotions_off: bool = False
     discovery: float | None = None  # 0 all familiar … 1 all new, in float32; None: never said
@@ -62,7 +68,9 @@ class Wishes:
 
 def encode_preferences(preferences: Preferences) -> bytes:
     """Writes preferences as a frame."""
-    items, artists = by_key(preferences.hidden_items), by_key(preferences.hidden_artists)
+    through = dict(preferences.hidden_through)
+    items, artists = by_key(preferences.hidden_items), by_key(preferences.hidden_artists) | through
+    artists = dict(sorted(artists.items()))
     texts = [name.encode() for name in (*items.values(), *artists.values())]
     body = b"".join(
         (
@@ -70,6 +78,7 @@ def encode_preferences(preferences: Preferences) -> bytes:
             np.fromiter(artists, "<u8", len(artists)).tobytes(),
             bytes(map(len, texts)),
             *texts,
+            _more(preferences, [place for place, key in enumerate(artists) if key in through]),
         )
     )
     said = 0 if preferences.allow_explicit is None else _SAID_EXPLICIT
@@ -91,13 +100,36 @@ def decode_preferences(frame: bytes) -> Preferences | None:
     for length in frame[place - items - artists : place]:
         names.append(frame[place : place + length].decode("utf-8", "replace"))
         place += length
+    through, shown_items, shown_artists = _read_more(frame[place:])
+    keys = np.frombuffer(frame, "<u8", artists, _BODY + 8 * items).tolist()
     return Preferences(
         hidden_items=tuple(names[:items]),
-        hidden_artists=tuple(names[items:]),
+        hidden_artists=tuple(name for place, name in enumerate(names[items:]) if place not in through),
+        hidden_through=tuple((keys[place], names[items + place]) for place in sorted(through)),
+        shown_items=shown_items,
+        shown_artists=shown_artists,
         allow_explicit=bool(flags & _ALLOWED_EXPLICIT) if flags & _SAID_EXPLICIT else None,
         promotions_off=bool(flags & _PROMOTIONS_OFF),
         discovery=None if math.isnan(dial) else dial,
     )
+
+
+def _more(preferences: Preferences, through: Sequence[int]) -> bytes:
+    """What stands behind the ids; nothing where there is nothing to say."""
+    shown = preferences.shown_items, preferences.shown_artists
+    if not through and not any(shown):
+        return b""
+    marks = np.array([*shown[0], *shown[1]], _MARK).tobytes()
+    return _MORE.pack(len(through), *map(len, shown)) + np.array(through, "<u2").tobytes() + marks
+
+
+def _read_more(rest: bytes) -> tuple[set[int], tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    if not rest:
+        return set(), (), ()
+    through, items, artists = _MORE.unpack_from(rest)
+    places = np.frombuffer(rest, "<u2", through, _MORE.size)
+    marks = tuple(np.frombuffer(rest, _MARK, items + artists, _MORE.size + 2 * through).tolist())
+    return set(places.tolist()), marks[:items], marks[items:]
 
 
 def decode_wishes(frames: Sequence[bytes | None]) -> Wishes:

@@ -36,7 +36,7 @@ class Did(IntEnum):
     COMPLETE = 2
     SKIP = 3
     LIKE = 4
-    HIDE = 5
+    HIDE = 5  # a memory only: what is hidden stands in the listener's preferences
     IMPRESSION = 6  # in a string of its own, so that what was only seen never pushes out what was done
 
 

@@ -9,6 +9,7 @@
 ├── served/versions/      the books and surfaces files that samples name
 ├── workers/<pid>.json    heartbeats: which worker serves which snapshot; <pid>.end: why one ended
 ├── serve.json            where the running server listens
+├── rollover.json         the latest replacement of all its workers
 ├── tokens.json           principals: hashed tokens and certificate names, with roles
 ├── dev-token             the development token of a loopback server (0600)
 ├── metrics/              Prometheus' per-process files
@@ -55,6 +56,14 @@ class Endpoints:
     target: str  # the data port, as gRPC writes it
     control: str
     metrics: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rolled:
+    """The latest rollover of the workers."""
+
+    number: int = 0  # 0: there was none
+    outcome: str = "done"  # or running, or failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +194,17 @@ class State:
             return Endpoints(**known_fields(Endpoints, json.loads((self.path / "serve.json").read_bytes())))
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+
+    def note_rolled(self, rolled: Rolled) -> None:
+        """Writes how the latest rollover stands."""
+        write_whole(self.path / "rollover.json", json.dumps(asdict(rolled)).encode())
+
+    def rolled(self) -> Rolled:
+        """How the latest rollover stands."""
+        try:
+            return Rolled(**known_fields(Rolled, json.loads((self.path / "rollover.json").read_bytes())))
+        except (OSError, ValueError, TypeError, AttributeError):
+            return Rolled()
 
     def _heartbeat(self, pid: int) -> Path:
         return self.path / "workers" / f"{pid}.json"

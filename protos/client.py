@@ -1,14 +1,16 @@
-"""A small typed client of the data port, with the published service config.
+"""A small typed client, with the published service config, `protos/service_config.json`.
 
 with HomeClient("127.0.0.1:50051", token=token) as client:
     page = client.get_home("u0000001", market="GB")
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,27 +21,27 @@ from protos.home.v1 import home_pb2, home_pb2_grpc
 from protos.listeners.v1 import listeners_pb2, listeners_pb2_grpc
 from protos.promotions.v1 import promotions_pb2, promotions_pb2_grpc
 
+SERVICE_CONFIG: Final = Path(__file__).with_name("service_config.json")
+CANCELLED_TRIES: Final = 3
+ROLLOVER_S: Final = 600.0
 ADMIN_S: Final = 60.0  # a snapshot is verified before it is activated
 MAX_ANSWER_BYTES: Final = 1 << 26  # a promotion book with all its items
 CHANGE_S: Final = 10.0  # a change is answered when it is on disk, which takes up to a second
 
 
+Answer = TypeVar("Answer")
+
+
 def service_config(*, patient: bool) -> str:
     """The published service config: round robin, and retries where the server did not take a call (UNAVAILABLE).
 
-    `patient` has a call wait for a connection until its deadline, instead of failing while a worker is replaced.
+    Events may be sent again, since they count once by their ids. Not `patient`: a call fails where nobody listens,
+    instead of waiting for a connection until its deadline.
     """
-    retry = {
-        "maxAttempts": 4,
-        "initialBackoff": "0.02s",
-        "maxBackoff": "0.2s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    services = ("home.v1.HomeService", "events.v1.EventService", "listeners.v1.ListenerService")
-    names = [{"service": f"mantel.{name}"} for name in services]
-    method = {"name": names, "retryPolicy": retry, "waitForReady": patient}  # events count once by their ids
-    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
+    config: dict[str, Any] = json.loads(SERVICE_CONFIG.read_bytes())
+    for method in config["methodConfig"]:
+        method["waitForReady"] = patient and method["waitForReady"]
+    return json.dumps(config)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class _Client:
 
 
 class HomeClient(_Client):
-    """A connection to the data port."""
+    """A connection to the data port, all of whose methods may be sent again."""
 
     def __init__(self, target: str, *, token: str = "", tls: Tls | None = None, patient: bool = True) -> None:
         """Connects on first use; a token is sent with every call."""
@@ -110,6 +112,21 @@ class HomeClient(_Client):
         self._home = home_pb2_grpc.HomeServiceStub(self.channel)
         self._listeners = listeners_pb2_grpc.ListenerServiceStub(self.channel)
         self._health = health_pb2_grpc.HealthStub(self.channel)
+
+    def ask(self, method: Callable[..., Answer], request: Any, timeout_s: float | None) -> Answer:
+        """The answer of a stub's method; a call that is cancelled, though nobody here did so, is sent again.
+
+        A server that stops may cancel a call that reaches it at that moment (grpc/grpc#41785).
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for left in reversed(range(CANCELLED_TRIES)):
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                return method(request, timeout=remaining, metadata=self.metadata)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.CANCELLED or not left:
+                    raise
+        raise AssertionError  # the last try answers or raises
 
     def get_home(  # noqa: PLR0913  # the fields of the request
         self,
@@ -136,7 +153,7 @@ class HomeClient(_Client):
             exclude_item_ids=exclude_item_ids,
             hidden_ids=hidden_ids,
         )
-        return self._home.GetHome(request, timeout=timeout_s, metadata=self.metadata)
+        return self.ask(self._home.GetHome, request, timeout_s)
 
     def explain_home(  # the fields of the request
         self,
@@ -151,12 +168,12 @@ class HomeClient(_Client):
         """How a page came to be; raises grpc.RpcError with the documented status codes."""
         page = home_pb2.GetHomeRequest(user_id=user_id, surface=surface, context=home_pb2.Context(market=market))
         request = home_pb2.ExplainHomeRequest(request=page, item_id=item_id, set_params=set_params)
-        return self._home.ExplainHome(request, timeout=timeout_s, metadata=self.metadata)
+        return self.ask(self._home.ExplainHome, request, timeout_s)
 
     def get_preferences(self, user_id: str, *, timeout_s: float | None = 5.0) -> listeners_pb2.Preferences:
         """What a listener wishes; raises grpc.RpcError with the documented status codes."""
         request = listeners_pb2.GetPreferencesRequest(user_id=user_id)
-        return self._listeners.GetPreferences(request, timeout=timeout_s, metadata=self.metadata).preferences
+        return self.ask(self._listeners.GetPreferences, request, timeout_s).preferences
 
     def update_preferences(  # noqa: PLR0913  # the fields of the request
         self,
@@ -166,6 +183,7 @@ class HomeClient(_Client):
         hide_artist_ids: Sequence[str] = (),
         unhide_item_ids: Sequence[str] = (),
         unhide_artist_ids: Sequence[str] = (),
+        unhide_artists_of_item_ids: Sequence[str] = (),
         allow_explicit: bool | None = None,
         promotions_off: bool | None = None,
         discovery: float | None = None,
@@ -178,16 +196,17 @@ class HomeClient(_Client):
             hide_artist_ids=hide_artist_ids,
             unhide_item_ids=unhide_item_ids,
             unhide_artist_ids=unhide_artist_ids,
+            unhide_artists_of_item_ids=unhide_artists_of_item_ids,
             allow_explicit=allow_explicit,
             promotions_off=promotions_off,
             discovery=discovery,
         )
-        return self._listeners.UpdatePreferences(request, timeout=timeout_s, metadata=self.metadata).preferences
+        return self.ask(self._listeners.UpdatePreferences, request, timeout_s).preferences
 
     def forget(self, user_id: str, *, timeout_s: float | None = CHANGE_S) -> int:
         """Erases all that is known of a listener, and answers how many keys that were."""
         request = listeners_pb2.ForgetRequest(user_id=user_id)
-        return self._listeners.Forget(request, timeout=timeout_s, metadata=self.metadata).erased_keys
+        return self.ask(self._listeners.Forget, request, timeout_s).erased_keys
 
     def serving(self, *, timeout_s: float = 1.0) -> bool:
         """Whether the server can answer pages now."""
@@ -220,6 +239,11 @@ class AdminClient(_Client):
         """Makes a published snapshot the one that is served."""
         request = admin_pb2.ActivateSnapshotRequest(digest=digest)
         return self._admin.ActivateSnapshot(request, timeout=ADMIN_S, metadata=self.metadata).snapshot
+
+    def rollover_workers(self) -> admin_pb2.RolloverWorkersResponse:
+        """Replaces all workers, one after the other, and answers the new ones."""
+        request = admin_pb2.RolloverWorkersRequest()
+        return self._admin.RolloverWorkers(request, timeout=ROLLOVER_S, metadata=self.metadata)
 
     def rollback_snapshot(self) -> admin_pb2.Snapshot:
         """Goes back to the snapshot that was served before."""

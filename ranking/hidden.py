@@ -1,4 +1,4 @@
-"""What each listener hid: by preference, by event, and as the request says; as rows and artists of this snapshot."""
+"""What each listener hid: by preference, where events put it too, and as the request says; as rows and artists."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.listeners import Listeners
-from features.recent_state import Did
 from features.snapshot import Snapshot
 from ranking.compiled import compiled
 from ranking.types import Hidden, HomeQuery, Pairs
@@ -21,11 +20,7 @@ def hidden_from(queries: tuple[HomeQuery, ...], listeners: Listeners, snapshot: 
     if len(wishes.hidden_items):
         own = np.split(wishes.hidden_items, wishes.item_start[1:-1])
         asked = [one if more is None else np.concatenate((one, more)) for one, more in zip(own, asked, strict=True)]
-    items, state = pairs(snapshot, asked), listeners.state
-    if (hides := state.did == Did.HIDE).any():  # of late, so at once
-        rows = snapshot.rows_of(state.item_key[hides])
-        items = np.sort(np.concatenate((items, (state.listener[hides] << 32 | rows)[rows >= 0])))
-    return Hidden(items=items, artist_start=wishes.artist_start, artists=wishes.hidden_artists)
+    return Hidden(items=pairs(snapshot, asked), artist_start=wishes.artist_start, artists=wishes.hidden_artists)
 
 
 def pairs(snapshot: Snapshot, keys: Iterable[NDArray[np.uint64] | None]) -> Pairs:

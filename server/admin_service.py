@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from features.keys import Keys
 from features.pointer import Pointer, Served, flip_pointer, read_pointer
 from features.snapshot import Manifest, load, read_manifest
 from features.spaces import read_space
-from features.state import State
+from features.state import Heartbeat, State
 from protos.admin.v1 import admin_pb2
 from server.guard import Call
 from server.memory import pss_bytes
@@ -24,6 +25,7 @@ from server.version import VERSION
 
 _DIGEST_PREFIX_MIN = 8
 _LOCK_PATIENCE_S = 10.0
+ROLLOVER_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +47,7 @@ class AdminService:
             store_up = False
         return admin_pb2.GetStatusResponse(
             version=VERSION,
-            workers=[
-                admin_pb2.Worker(
-                    pid=beat.pid,
-                    snapshot_digest=beat.digest,
-                    started_at=_timestamp(beat.started_at),
-                    seen_at=_timestamp(beat.seen_at),
-                    refusal=beat.refusal,
-                    experiment_book_version=beat.experiment_book,
-                    experiment_book_refusal=beat.book_refusal,
-                    promotion_book_version=beat.promotion_book,
-                    promotion_book_refusal=beat.promotion_refusal,
-                )
-                for beat in self.state.heartbeats()
-            ],
+            workers=map(_worker, self.state.heartbeats()),
             current_digest="" if pointer is None else pointer.digest,
             store_up=store_up,
             processes=await asyncio.to_thread(lambda: list(self._processes(store_up=store_up))),
@@ -82,6 +71,25 @@ class AdminService:
     ) -> admin_pb2.RollbackSnapshotResponse:
         """Goes back to the snapshot that was served before."""
         return admin_pb2.RollbackSnapshotResponse(snapshot=await asyncio.to_thread(self._rollback, call))
+
+    async def rollover_workers(
+        self, _: admin_pb2.RolloverWorkersRequest, call: Call
+    ) -> admin_pb2.RolloverWorkersResponse:
+        """Replaces the workers one after the other; answers when all are new."""
+        del call
+        endpoints, before = self.state.endpoints(), self.state.rolled()
+        if endpoints is None or endpoints.pid != os.getppid():
+            raise WrongState("no supervisor runs this server")
+        if before.outcome == "running":
+            raise WrongState("a rollover is under way already")
+        old = {beat.pid for beat in self.state.heartbeats()}
+        os.kill(endpoints.pid, signal.SIGUSR1)
+        while (rolled := self.state.rolled()).number == before.number or rolled.outcome == "running":  # noqa: ASYNC110  # another process tells
+            await asyncio.sleep(ROLLOVER_LOOK_S)
+        if rolled.outcome != "done":
+            raise WrongState("a new worker does not start: the server's log says why; the old workers serve on")
+        beats = [beat for beat in self.state.heartbeats() if beat.pid not in old]
+        return admin_pb2.RolloverWorkersResponse(workers=map(_worker, beats))
 
     def _processes(self, *, store_up: bool) -> Iterable[admin_pb2.Process]:
         """The supervisor, its children, and the store where it runs on this machine."""
@@ -161,6 +169,20 @@ class AdminService:
         except redis.RedisError as error:
             raise Unavailable("the store cannot be reached") from error
         return self._snapshot(snapshot.manifest, digest, folder.stat().st_mtime, pointer)
+
+
+def _worker(beat: Heartbeat) -> admin_pb2.Worker:
+    return admin_pb2.Worker(
+        pid=beat.pid,
+        snapshot_digest=beat.digest,
+        started_at=_timestamp(beat.started_at),
+        seen_at=_timestamp(beat.seen_at),
+        refusal=beat.refusal,
+        experiment_book_version=beat.experiment_book,
+        experiment_book_refusal=beat.book_refusal,
+        promotion_book_version=beat.promotion_book,
+        promotion_book_refusal=beat.promotion_refusal,
+    )
 
 
 def _timestamp(seconds: float) -> Timestamp:

@@ -22,6 +22,7 @@ from server import (
     cli_promotions,
     cli_replay,
     cli_simulate,
+    cli_workers,
 )
 from server.options import PrefixOption, RedisOption, StateOption, redis_url, setting
 from server.settings import Settings, load_settings
@@ -45,6 +46,7 @@ app.command()(cli_loadtest.loadtest)
 app.command()(cli_replay.replay)
 app.add_typer(tokens, name="tokens")
 app.add_typer(cli_events.events, name="events")
+app.add_typer(cli_workers.workers, name="workers")
 app.add_typer(cli_simulate.simulate, name="simulate")
 
 

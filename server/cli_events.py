@@ -42,6 +42,8 @@ def drain(
     Leave the last five days there: in them it looks for what it has drained.
     OUT/listens/ holds the plays of each day as the table `listens`: with
     OUT/items.parquet beside it, `mantel build --data OUT` trains on them.
+    Who was forgotten (`mantel listeners forget`) is left out, and erased from
+    what earlier drains wrote; OUT/forgotten.parquet has the tombstones.
     Drain one Redis into one OUT, one drain at a time.
 
     Example: mantel events drain --out E

@@ -8,7 +8,18 @@ import typer
 
 from features.errors import InvalidInput
 from features.state import State
-from server.options import CaOption, CertOption, InsecureOption, JsonOption, KeyOption, StateOption, TargetOption
+from server.options import (
+    CaOption,
+    CertOption,
+    InsecureOption,
+    JsonOption,
+    KeyOption,
+    PrefixOption,
+    RedisOption,
+    StateOption,
+    TargetOption,
+    redis_url,
+)
 from server.settings import load_settings
 
 if TYPE_CHECKING:
@@ -80,6 +91,9 @@ def unhide(
     items: ItemsArgument = None,
     *,
     artist: ArtistOption = None,
+    artist_of: Annotated[
+        list[str] | None, typer.Option(metavar="ITEM", help="An item whose artist is meant; may be repeated.")
+    ] = None,
     target: TargetOption = None,
     tls_ca: CaOption = None,
     tls_cert: CertOption = None,
@@ -94,10 +108,16 @@ def unhide(
     """
     from server import calling
 
-    chosen, artists = _named(items, artist)
+    chosen, _ = _named(items, artist or artist_of)
     with _client(state, target, tls_ca, tls_cert, tls_key, insecure=insecure) as client:
         after = calling.said(
-            client, lambda: client.update_preferences(user_id, unhide_item_ids=chosen, unhide_artist_ids=artists)
+            client,
+            lambda: client.update_preferences(
+                user_id,
+                unhide_item_ids=chosen,
+                unhide_artist_ids=artist or (),
+                unhide_artists_of_item_ids=artist_of or (),
+            ),
         )
     _print(after, as_json=json_)
 
@@ -152,7 +172,8 @@ def forget(
 ) -> None:
     """Erase all that is known of a listener, for good: record, recent plays, preferences, caps.
 
-    Later publishes leave their record out. A listener who comes back is a stranger; what they do then counts.
+    Later drains, builds and publishes leave out what is older, and drains erase what they wrote of them before.
+    A listener who comes back is a stranger; what they do then counts.
 
     Example: mantel listeners forget u0000001
     """
@@ -163,6 +184,29 @@ def forget(
     with _client(state, target, tls_ca, tls_cert, tls_key, insecure=insecure) as client:
         erased = calling.said(client, lambda: client.forget(user_id))
     typer.echo(f"{user_id} is forgotten: {erased} keys erased")
+
+
+@listeners.command("forgotten")
+def forgotten(
+    *,
+    out: Annotated[Path, typer.Option(help="File for the tombstones, Parquet.")],
+    state: StateOption = None,
+    redis: RedisOption = None,
+    prefix: PrefixOption = None,
+) -> None:
+    """Write who was forgotten, as tombstones that name nobody, for builds and imports away from this Redis.
+
+    Example: mantel listeners forgotten --out F.parquet; mantel build --data W --forgotten F.parquet --out S
+    """
+    from features.keys import Keys
+    from features.offline.forgotten import all_forgotten, write_forgotten
+    from features.offline.publish import connect
+
+    settings = load_settings(state=state, redis=redis, prefix=prefix)
+    with redis_url(settings) as url, connect(url) as client:
+        found = all_forgotten(client, Keys(prefix=settings.prefix))
+    write_forgotten(out, found)
+    typer.echo(f"{len(found.at):,} tombstones -> {out}")
 
 
 def _client(
@@ -195,6 +239,7 @@ def _print(found: "listeners_pb2.Preferences", *, as_json: bool) -> None:
     rows = [
         ("hidden items", ", ".join(found.hidden_item_ids) or "none"),
         ("hidden artists", ", ".join(found.hidden_artist_ids) or "none"),
+        ("and the artists of", ", ".join(found.hidden_artists_of_item_ids) or "none"),
         ("explicit items", explicit),
         ("paid placements", "off" if found.promotions_off else "on"),
         ("discovery", f"{found.discovery:.2g}" if found.HasField("discovery") else "never said"),

@@ -12,6 +12,14 @@ from server.cli_evaluate import evaluate
 from server.options import JsonOption, PrefixOption, QuietOption, RedisOption, StateOption, redis_url
 from server.settings import load_settings
 
+ForgottenOption = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="Tombstones, as `mantel listeners forgotten` writes them: rows of before are left out and counted.",
+    ),
+]
 imports = typer.Typer(help="Bring real listening data into Mantel's tables.", no_args_is_help=True)
 
 
@@ -50,6 +58,7 @@ def import_lastfm(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Directory with the HetRec 2011 Last.fm files.")],
     *,
     out: Annotated[Path, typer.Option(help="Directory for the tables.")],
+    forgotten: ForgottenOption = None,
 ) -> None:
     """Import the HetRec 2011 Last.fm data set: artists become items, tags become genres.
 
@@ -59,7 +68,7 @@ def import_lastfm(
     from server import reports
 
     started = time.perf_counter()
-    summary = convert(source, out)
+    summary = convert(source, out, forgotten=forgotten)
     reports.tables(out, summary, time.perf_counter() - started)
 
 
@@ -74,11 +83,14 @@ def build(
     seed: int = 7,
     index: Annotated[Literal["auto", "flat", "ivf"], typer.Option(help="What kind of index.")] = "auto",
     previous: Annotated[Path | None, typer.Option(help="A snapshot to measure drift against.")] = None,
+    forgotten: ForgottenOption = None,
     force: Annotated[bool, typer.Option("--force", help="Keep a snapshot that misses the gate's limits.")] = False,
     json_: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Check the tables, train, index, measure and write a snapshot.
+
+    Without --forgotten the file forgotten.parquet counts that lies with the tables, where a drain has put it.
 
     Example: mantel build --data W --out S
     """
@@ -96,7 +108,7 @@ def build(
         refuse=not force,
     )
     with face.progress(quiet=quiet or json_) as tell:
-        report = build_snapshot(data, out, settings=settings, previous=previous, progress=tell)
+        report = build_snapshot(data, out, settings=settings, previous=previous, forgotten=forgotten, progress=tell)
     reports.build(report, as_json=json_)
 
 

@@ -15,11 +15,13 @@ from features.listener_store import ListenerStore
 from features.page_store import Found, PageStore
 from features.preference_store import PreferenceStore
 from features.state import HEARTBEAT_STALE_S, Heartbeat, State
+from server.admission import Admission
 from server.batching import Batcher
 from server.experiments import Experiments
 from server.metrics import Metrics
 from server.placements import Placements
 from server.promotions import PromotionBooks
+from server.pulse import BEAT_S, Pulse
 from server.served import Served
 from server.served_log import ServedLog
 from server.settings import Settings
@@ -53,6 +55,8 @@ class DataPlane:
     reload_identities: Callable[[], None]
     signing: SigningFile
     metrics: Metrics
+    admission: Admission  # of pages
+    pulse: Pulse
     shared_port: bool  # other processes listen on it too
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -65,6 +69,7 @@ class DataPlane:
         listening = asyncio.Event()
         work = (
             self._beat_on(time.time(), listening),
+            self._live_on(listening),
             self.batcher.run(),
             self.event_batcher.run(),
             self.page_batcher.run(),
@@ -143,6 +148,11 @@ class DataPlane:
         with suppress(Exception):  # that the store is away, the look at the pointer has told
             self.metrics.streams_filled(await self.event_store.fullness())
 
+    async def _live_on(self, listening: asyncio.Event) -> None:
+        while True:
+            self.pulse.beat(ready=listening.is_set())
+            await asyncio.sleep(BEAT_S)
+
     async def _beat_on(self, started_at: float, listening: asyncio.Event) -> None:
         """Beats also while a large snapshot loads: what a living worker serves must not be collected."""
         while True:
@@ -167,6 +177,7 @@ class DataPlane:
             due = time.monotonic() + every_s
             await asyncio.sleep(every_s)
             self.metrics.lagged(max(0.0, time.monotonic() - due))
+            self.metrics.admitted(self.admission.limit, self.admission.in_flight)
 
 
 async def _watch(tasks: list[asyncio.Task[None]], stop: asyncio.Event) -> None:

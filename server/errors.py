@@ -4,6 +4,7 @@ from typing import Final
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from features.errors import (
@@ -18,6 +19,7 @@ from features.errors import (
     Unavailable,
     WrongState,
 )
+from server.admission import Shed
 
 DOMAIN: Final = "mantel"
 INTERNAL_TEXT: Final = "internal error"
@@ -45,10 +47,27 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
         return _status(code_pb2.UNIMPLEMENTED, "not served by this version", "UNIMPLEMENTED", request_id)
     if isinstance(error, InvalidInput):
         return _bad_request(error, request_id)
+    if isinstance(error, Shed):
+        status = _status(code_pb2.RESOURCE_EXHAUSTED, str(error), Shed.__name__, request_id)
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=_delay(error.pushback_ms)))
+        return status
     for kind, code in _CODES:
         if isinstance(error, kind):
             return _status(code, str(error), kind.__name__, request_id)
     return _status(code_pb2.INTERNAL, f"{INTERNAL_TEXT} {request_id}", "INTERNAL", request_id)
+
+
+def _delay(milliseconds: int) -> Duration:
+    delay = Duration()
+    delay.FromMilliseconds(milliseconds)
+    return delay
+
+
+def pushback_ms(status: status_pb2.Status) -> int | None:
+    """How long a status tells its caller to stay away; None: it does not."""
+    retry = error_details_pb2.RetryInfo()
+    told = any(detail.Unpack(retry) for detail in status.details)
+    return retry.retry_delay.ToMilliseconds() if told else None
 
 
 def code_of(status: status_pb2.Status) -> grpc.StatusCode:

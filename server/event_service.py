@@ -1,4 +1,7 @@
-"""EventService: each event is checked by itself; good ones are recorded together, bad ones told what is wrong."""
+"""EventService: each event is checked by itself; good ones are recorded together, bad ones told what is wrong.
+
+Hides are kept in preferences first: what is acknowledged holds from the next page on.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +16,7 @@ from features.recent_state import Did
 from protos.events.v1 import events_pb2
 from server.batching import Batcher
 from server.guard import Call
+from server.hides import Hides
 from server.metrics import Metrics
 from server.signing import SigningKeys
 from server.tracking import read_token
@@ -39,6 +43,7 @@ class EventService:
     """Takes events in."""
 
     batcher: Batcher[Sequence[Event], Recorded]
+    hides: Hides
     keys: Callable[[], SigningKeys]
     metrics: Metrics
     now: Callable[[], float]
@@ -60,7 +65,9 @@ class EventService:
         seen = [_seen(event, keys) for event in request.events]
         both = list(zip(request.events, seen, strict=True))
         wrong = ["; ".join(_wrong_fields(event, where, now_ms)) for event, where in both]
-        good = [_event(*one) for one, what in zip(both, wrong, strict=True) if not what]
+        events = [None if what else _event(*one) for one, what in zip(both, wrong, strict=True)]
+        messages = await self._hide(events, wrong)
+        good = [event for event, what in zip(events, wrong, strict=True) if event is not None and not what]
         recorded = await self.batcher.submit(good, deadline=call.deadline) if good else []
         if isinstance(recorded, MantelError):
             result = "refused" if isinstance(recorded, Exhausted) else "unavailable"
@@ -69,8 +76,8 @@ class EventService:
         new = iter(recorded)
         response = events_pb2.RecordEventsResponse(
             outcomes=[
-                events_pb2.EventOutcome(event_id=event.event_id, result=_result(what, new), message=what)
-                for event, what in zip(request.events, wrong, strict=True)
+                events_pb2.EventOutcome(event_id=event.event_id, result=_result(what, new), message=what or message)
+                for event, what, message in zip(request.events, wrong, messages, strict=True)
             ]
         )
         for event, where in both:
@@ -78,6 +85,16 @@ class EventService:
                 self.metrics.token_refused("tracking")
         self.metrics.recorded(map(_counted, request.events, response.outcomes))
         return response
+
+    async def _hide(self, events: Sequence[Event | None], wrong: list[str]) -> list[str]:
+        """Keeps hides, adds to what is wrong those that cannot be kept, and answers what is to be said of each."""
+        messages = [""] * len(wrong)
+        hides = [(place, event) for place, event in enumerate(events) if event is not None and event.did is Did.HIDE]
+        if hides:
+            kept = await self.hides.keep([event for _, event in hides])
+            for (place, _), one in zip(hides, kept, strict=True):
+                messages[place], wrong[place] = one.message, one.message if one.refused else ""
+        return messages
 
 
 def _seen(event: events_pb2.Event, keys: SigningKeys) -> Seen | None:

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -21,6 +22,7 @@ from google.rpc import status_pb2
 
 from features.errors import DeadlineExceeded, InvalidInput, MantelError, PermissionRefused
 from server import cancelling
+from server.admission import Admission, Shed, priority_of
 from server.errors import Unimplemented, code_of, to_status
 from server.identity import Identities, Principal, Role
 from server.metrics import Metrics
@@ -72,6 +74,7 @@ class Guard:
     identities: Callable[[], Identities]
     metrics: Metrics
     default_deadline_s: float
+    admissions: Mapping[str, Admission] = field(default_factory=dict)  # by service; one that is not here sheds nothing
 
     def handlers(self, table: Table) -> Mapping[str, Handler]:
         """Guarded methods by service and name, as `/mantel.home.v1.HomeService/GetHome`.
@@ -88,12 +91,14 @@ class Guard:
     def _handler(self, service: ServiceDescriptor, method: MethodDescriptor, role: Role, run: Method | None) -> Handler:
         kind = GetMessageClass(method.input_type)
         handled = partial(self.metrics.handled, service.full_name, method.name)
+        admission = self.admissions.get(service.full_name)
 
         async def handle(raw: bytes, caller: Caller) -> Answer:
             started = time.perf_counter()
             request_id = secrets.token_hex(8)
             try:
-                response = await self._answer(raw, caller, kind, role, run, request_id)
+                with self._admitted(admission, caller):
+                    response = await self._answer(raw, caller, kind, role, run, request_id)
             except asyncio.CancelledError as error:
                 if cancelling.asked_for():
                     handled("CANCELLED", time.perf_counter() - started)
@@ -111,6 +116,28 @@ class Guard:
             return status
 
         return handle
+
+    @contextmanager
+    def _admitted(self, admission: Admission | None, caller: Caller) -> Iterator[None]:
+        """Lets a call in before anything is read of it, and out again however it ends."""
+        if admission is None:
+            yield
+            return
+        priority = priority_of(caller.metadata)
+        try:
+            admission.enter(priority)
+        except Shed:
+            self.metrics.shed(priority.value)
+            raise
+        entered_at, answered = time.monotonic(), False
+        try:
+            yield
+            answered = True
+        except DeadlineExceeded:
+            answered = True  # it would have taken longer still
+            raise
+        finally:
+            admission.leave(entered_at=entered_at, now=time.monotonic(), answered=answered)
 
     async def _answer(
         self, raw: bytes, caller: Caller, kind: type[Message], role: Role, run: Method | None, request_id: str

@@ -27,6 +27,7 @@ from server.page_tokens import Reader
 from server.paging import Paging
 from server.placements import Placements
 from server.promotions import PromotionBooks
+from server.pulse import Pulse
 from server.queries import DEFAULT_SURFACE, to_query, to_rank_query, to_shelf_query, to_turn
 from server.served import Batch, Served
 from server.served_log import ServedLog
@@ -143,6 +144,7 @@ class HomeBatches:
     promotions: PromotionBooks
     placements: Placements
     metrics: Metrics
+    pulse: Pulse
 
     async def serve(self, queries: Sequence[HomeQuery]) -> list[Served]:
         """Pages for queries, all from one snapshot.
@@ -159,7 +161,8 @@ class HomeBatches:
         listeners = frames.decoded(snapshot)
         by = self.promotions.bound_to(snapshot)
         promotions = None if by is None else offered_to(by.promotions, listeners)
-        homes, trace = assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
+        with self.pulse.computing():
+            homes, trace = assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
         homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
         both = zip(queries, homes, strict=True)
         shown = [(query.surface.name, home) for query, home in both if not query.explained]

@@ -87,6 +87,21 @@ class Metrics:
             ("kind", "cause"),
             registry=registry,
         )
+        self._limit = Gauge(
+            "mantel_admission_limit",
+            "Calls for pages that may be under way at once.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._in_flight = Gauge(
+            "mantel_admission_in_flight",
+            "Calls for pages under way.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._shed = Counter(
+            "mantel_shed_total", "Calls refused for want of room, by priority.", ("priority",), registry=registry
+        )
         self._registry = registry
 
     @cached_property
@@ -177,6 +192,15 @@ class Metrics:
     def counts_lost(self, number: int) -> None:
         """So much was counted of promotion, and is lost."""
         self._lost_counts.inc(number)
+
+    def admitted(self, limit: int, in_flight: int) -> None:
+        """So many calls for pages may be under way, and so many are."""
+        self._limit.set(limit)
+        self._in_flight.set(in_flight)
+
+    def shed(self, priority: str) -> None:
+        """A call was refused for want of room."""
+        self._shed.labels(priority).inc()
 
     def lagged(self, seconds: float) -> None:
         """The event loop ran this late."""

@@ -13,7 +13,8 @@ import uvloop
 
 from features.state import State
 from server import logs, metrics, wiring
-from server.supervisor import Task
+from server.children import Task
+from server.pulse import Pulse
 
 WHY = 500  # characters of an error that the supervisor is told
 _PR_SET_PDEATHSIG = 1
@@ -27,6 +28,7 @@ async def _run_worker(task: Task) -> None:
         port=task.port,
         shared_port=task.shared_port,
         metrics=metrics.Metrics(),
+        pulse=Pulse(task.pulse),
     )
     await plane.run(stop)
 

@@ -60,6 +60,8 @@ def drain(report: Any, served: Any, out: Path, *, as_json: bool) -> None:
         ("events", f"{report.written:,}"),
         ("known already", f"{report.repeated:,}"),
         ("unreadable", f"{report.unreadable:,}"),
+        ("of the forgotten, left out", f"{report.forgotten:,}"),
+        ("of the forgotten, erased", f"{report.erased:,}"),
         ("days", ", ".join(report.days) or "none"),
         ("listens written anew", f"{report.listens:,}"),
         ("served pages", f"{served.pages:,}"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, FilePath, ValidationError, field_validator
+from pydantic import Field, FilePath, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -65,6 +65,14 @@ class Settings(BaseSettings):
         description="seconds without a look at the promotion book's pointer, then none is promoted",
     )
     placements_flush_s: float = Field(default=3.0, gt=0, description="seconds between sending counts of placements")
+    admission_limit: int = Field(
+        default=0, ge=0, le=2048, description="calls for pages under way at once in a worker; 0: found by their latency"
+    )
+    admission_least: int = Field(default=8, ge=1, le=2048, description="the least that a found limit may be")
+    admission_most: int = Field(default=512, ge=1, le=2048, description="the most that a found limit may be")
+    admission_target_ms: float = Field(
+        default=12.0, gt=0, description="mean latency of pages up to which the limit may grow"
+    )
     poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointers")
     drain_s: float = Field(default=0.3, ge=0, description="seconds between NOT_SERVING and closing the port")
     grace_s: float = Field(default=5.0, ge=0, description="seconds that calls in flight may take at the end")
@@ -112,6 +120,13 @@ class Settings(BaseSettings):
         if (url and parts.scheme not in _SCHEMES) or parts.port == 0:  # a port that is no number raises
             raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix://PATH")
         return url
+
+    @field_validator("admission_most")
+    @classmethod
+    def _is_not_below_the_least(cls, most: int, info: ValidationInfo) -> int:
+        if most < info.data.get("admission_least", most):
+            raise ValueError("must not be below admission_least")
+        return most
 
     @property
     def on_loopback(self) -> bool:

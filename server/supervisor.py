@@ -4,65 +4,26 @@ It imports neither gRPC nor FAISS, holds the data port's number by a bound socke
 kernel share the port's connections out among the workers.
 """
 
-import json
 import logging
 import os
-import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from features.errors import WrongState
 from features.state import Endpoints, State
+from server.children import Child, Task, stop_all
+from server.rollover import Rollover
 from server.settings import Settings
 
-BACKOFF_S: Final = (0.05, 5.0)
-STEADY_S: Final = 30.0  # a child that lived this long starts its backoff anew
-KILL_AFTER_S: Final = 5.0  # beyond drain and grace
+LOOK_S: Final = 0.05
 TEND_S: Final = 1.0
 STILLBORN: Final = 5  # deaths of a child in a row, before any worker was ready, that end the server
 _log = logging.getLogger("mantel.supervisor")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a child is told, as JSON on its standard input: never in its arguments, which others can read."""
-
-    settings: Settings
-    redis_url: str
-    port: int
-    shared_port: bool = False
-    supervisor: int = field(default_factory=os.getpid)
-
-    def to_bytes(self) -> bytes:
-        """The task as JSON."""
-        told = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps(told | {"settings": self.settings.model_dump(mode="json")}).encode()
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> "Task":
-        """Reads what `to_bytes` wrote."""
-        told = json.loads(raw)
-        return cls(**{**told, "settings": Settings(**told["settings"])})
-
-
-@dataclass(slots=True, kw_only=True)
-class _Child:
-    """One child process and its history; the only mutable thing here."""
-
-    kind: str
-    task: Task
-    process: subprocess.Popen[bytes] | None = None
-    started_at: float = 0.0
-    failures: int = 0
-    restart_at: float = field(default=0.0)
 
 
 def supervise(
@@ -90,8 +51,7 @@ def supervise(
         state.metrics.mkdir(parents=True)
         worker = Task(settings=settings, redis_url=redis_url, port=ports[0], shared_port=True)
         control = Task(settings=settings, redis_url=redis_url, port=ports[1], shared_port=True)
-        children = [_Child(kind="control", task=control)]
-        children += [_Child(kind="worker", task=worker) for _ in range(settings.workers)]
+        children = [Child("control", control), *(Child("worker", worker) for _ in range(settings.workers))]
         endpoints = Endpoints(
             pid=os.getpid(),
             target=_address(settings.host, ports[0]),
@@ -100,54 +60,41 @@ def supervise(
         )
         state.announce(endpoints)
         stack.callback(state.withdraw)
-        with _signals() as stopping:
+        with _signals() as received:
             announced(endpoints)
             try:
-                _keep_alive(children, stopping, tend)
+                _keep_alive(children, received, tend)
             finally:
-                _stop(children, settings.drain_s + settings.grace_s + KILL_AFTER_S)
+                stop_all(children)
 
 
-def _keep_alive(children: list[_Child], stopping: Callable[[float], bool], tend: Callable[[], None]) -> None:
-    """Starts every child, and again when it dies, until told to stop.
+def _keep_alive(children: list[Child], received: Callable[[float], frozenset[int]], tend: Callable[[], None]) -> None:
+    """Starts every child, and again when it dies or freezes, until told to stop; SIGUSR1 begins a rollover.
 
     Raises:
         WrongState: one dies young time after time, and no worker was ready yet.
     """
     ready, tend_at = False, 0.0
+    rollover = Rollover(State(children[0].task.settings.state))
     while True:
         now = time.monotonic()
         if now >= tend_at:
             tend_at = now + TEND_S
             _tend(tend)
-        for child in children:
-            if child.process is not None and child.process.poll() is not None:
-                ready = ready or _any_ready(children)
-                why = _bury(child, now)
-                if not ready and child.failures >= STILLBORN:
-                    raise WrongState(f"the {child.kind} process cannot start: {why}")
-            if child.process is None and now >= child.restart_at:
-                _start(child, now)
-        if stopping(0.05):
+        for child in tuple(children):
+            child.look_after(now)
+            ready = ready or (child.kind == "worker" and child.ready)
+            if (why := child.bury(now)) and not ready and child.failures >= STILLBORN:
+                raise WrongState(f"the {child.kind} process cannot start: {why}")
+            if child.retires_by and child.process is None:
+                children.remove(child)
+            child.start(now)
+        rollover.step(children, now)
+        signals = received(LOOK_S)
+        if signals & {signal.SIGTERM, signal.SIGINT}:
             return
-
-
-def _start(child: _Child, now: float) -> None:
-    folder = State(child.task.settings.state).metrics
-    child.process = subprocess.Popen(
-        [sys.executable, "-m", "server.process", child.kind],
-        stdin=subprocess.PIPE,
-        env={
-            **os.environ,
-            "PROMETHEUS_MULTIPROC_DIR": str(folder.resolve()),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        },
-    )
-    assert child.process.stdin is not None
-    with suppress(BrokenPipeError), child.process.stdin as told:  # it died already: seen at the next look
-        told.write(child.task.to_bytes())
-    child.started_at = now
+        if signal.SIGUSR1 in signals:
+            rollover.begin(children)
 
 
 def _tend(tend: Callable[[], None]) -> None:
@@ -157,62 +104,28 @@ def _tend(tend: Callable[[], None]) -> None:
         _log.exception("tending failed")
 
 
-def _any_ready(children: list[_Child]) -> bool:
-    """Whether a worker of this server listens, or did until it died."""
-    mine = {child.process.pid for child in children if child.process is not None}
-    return any(beat.ready and beat.pid in mine for beat in State(children[0].task.settings.state).heartbeats())
-
-
-def _bury(child: _Child, now: float) -> str:
-    """Notes a death, and when to start again: at once the first time, ever later while it keeps dying young.
-
-    Answers why it died.
-    """
-    assert child.process is not None
-    state = State(child.task.settings.state)
-    why = state.take_end(child.process.pid) or f"exit code {child.process.returncode}"
-    child.failures = 1 if now - child.started_at > STEADY_S else child.failures + 1
-    wait = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** (child.failures - 1)) * random.uniform(0.8, 1.2)  # noqa: S311
-    _log.warning("%s %d ended: %s; next start in %.2f s", child.kind, child.process.pid, why, wait)
-    state.stop_beating(child.process.pid)
-    child.process, child.restart_at = None, now + wait
-    return why
-
-
-def _stop(children: list[_Child], patience_s: float) -> None:
-    running = [child.process for child in children if child.process is not None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + patience_s
-    for process in running:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _log.error("%d did not stop in time and is killed", process.pid)  # no traceback to show
-            process.kill()
-            process.wait()
-
-
 @contextmanager
-def _signals() -> Iterator[Callable[[float], bool]]:
-    """A function that waits up to some seconds and tells whether SIGTERM or SIGINT came."""
+def _signals() -> Iterator[Callable[[float], frozenset[int]]]:
+    """A function that waits up to some seconds and answers which signals came; a child's death ends the wait too."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    came: list[int] = []
+    came: set[int] = set()
     old = {
-        number: signal.signal(number, lambda received, _: came.append(received))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+        number: signal.signal(number, lambda received, _: came.add(received))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
     }
     old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
-    def stopping(wait_s: float) -> bool:
+    def received(wait_s: float) -> frozenset[int]:
         reader.settimeout(wait_s)
         with suppress(TimeoutError):
             reader.recv(64)
-        return any(number != signal.SIGCHLD for number in came)
+        found = frozenset(came)
+        came.difference_update(found)
+        return found
 
     try:
-        yield stopping
+        yield received
     finally:
         signal.set_wakeup_fd(old_fd)
         for number, handler in old.items():

@@ -10,11 +10,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
+from server.errors import pushback_ms
 from server.guard import Caller, Guard, Handler, Table
 from server.settings import Settings
 
 MAX_REQUEST_BYTES: Final = 1 << 19  # 500 events with tokens, or two lists of 1,000 ids
-MAX_CALLS: Final = 1024  # under way at once in one process; beyond it RESOURCE_EXHAUSTED, before any work
+MAX_CALLS: Final = 4096  # at once in one process, health and refusals included: admission acts far below it
 MAX_RESPONSE_BYTES: Final = 1 << 20
 
 
@@ -96,7 +97,11 @@ def _run(handler: Handler) -> Callable[[bytes, Any], Awaitable[bytes]]:
         answer = await handler(raw, caller)
         if isinstance(answer, bytes):
             return answer
-        await context.abort_with_status(rpc_status.to_status(answer))  # raises
+        status: Any = rpc_status.to_status(answer)  # a named tuple, though its type does not say so
+        if (wait_ms := pushback_ms(answer)) is not None:
+            pushback = ("grpc-retry-pushback-ms", str(wait_ms))
+            status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+        await context.abort_with_status(status)  # raises
         raise AssertionError
 
     return run

@@ -32,12 +32,14 @@ from protos.listeners.v1 import listeners_pb2
 from protos.promotions.v1 import promotions_pb2
 from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from server.admin_service import AdminService
+from server.admission import Admission, Bounds
 from server.batching import Batcher
 from server.data_plane import DataPlane
 from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
 from server.guard import Guard, Table
+from server.hides import Hides
 from server.home_service import HomeBatches, HomeService
 from server.identity import Identities, Role, load_identities
 from server.listener_service import ListenerService
@@ -48,6 +50,7 @@ from server.placements import Placements
 from server.promotion_service import Catalogue, PromotionService
 from server.promotions import KIND as PROMOTIONS
 from server.promotions import PromotionBooks
+from server.pulse import Pulse
 from server.rehearsal import rehearse
 from server.served_block import Source
 from server.served_log import ServedLog
@@ -65,11 +68,18 @@ ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
 MAX_CONTROL_BYTES: Final = 1 << 26  # a promotion book with a million scores
 BOOK_TIMEOUT_S: Final = 1.0  # for a blob of 2 MB from a busy Redis; listeners have connections of their own
+WRITES: Final = 512  # calls under way at once that record events, and as many that change preferences
+HOME: Final = "mantel.home.v1.HomeService"
+EVENTS: Final = "mantel.events.v1.EventService"
+LISTENERS: Final = "mantel.listeners.v1.ListenerService"
 _log = logging.getLogger("mantel.wiring")
 
 
-def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bool, metrics: Metrics) -> DataPlane:
+def data_plane(  # the edges of a process
+    settings: Settings, *, redis_url: str, port: int, shared_port: bool, metrics: Metrics, pulse: Pulse | None = None
+) -> DataPlane:
     """A worker's data plane, not started; `shared_port` where other processes listen on the same port."""
+    pulse = pulse or Pulse()
     state, keys = State(settings.state), Keys(prefix=settings.prefix)
     store = ListenerStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
     file = settings.surfaces or DEFAULT_SURFACES
@@ -114,6 +124,7 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         promotions=promotions,
         placements=placements,
         metrics=metrics,
+        pulse=pulse,
     )
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
     signing = SigningFile(state, settings.signing_keys)
@@ -145,12 +156,18 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         recent_s=int(settings.recent_days * 86_400),
     )
     event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
-    events = EventService(batcher=event_batcher, keys=signing, metrics=metrics, now=time.time)
-
     preferences = PreferenceStore(redis_url, keys)
+    hides = Hides(store=preferences, snapshot=lambda: snapshots.current, now=time.time)
+    events = EventService(batcher=event_batcher, hides=hides, keys=signing, metrics=metrics, now=time.time)
     identities = IdentityFile(settings)
-    guard = Guard(identities=identities, metrics=metrics, default_deadline_s=settings.default_deadline_ms / 1000)
-    methods = data_methods(home, events, ListenerService(store=preferences))
+    admissions = _admissions(settings)
+    guard = Guard(
+        identities=identities,
+        metrics=metrics,
+        default_deadline_s=settings.default_deadline_ms / 1000,
+        admissions=admissions,
+    )
+    methods = data_methods(home, events, ListenerService(store=preferences, hides=hides, now=time.time))
     return DataPlane(
         settings=settings,
         state=state,
@@ -170,8 +187,21 @@ def data_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bo
         reload_identities=identities.reload,
         signing=signing,
         metrics=metrics,
+        admission=admissions[HOME],
+        pulse=pulse,
         shared_port=shared_port,
     )
+
+
+def _admissions(settings: Settings) -> dict[str, Admission]:
+    """A limit for each service of the data port: that of pages is found, what waits for a disk has a fixed one."""
+    fixed, limit = Bounds(least=WRITES, most=WRITES), settings.admission_limit
+    pages = Bounds(
+        least=limit or settings.admission_least,
+        most=limit or settings.admission_most,
+        target_s=settings.admission_target_ms / 1000,
+    )
+    return {HOME: Admission(pages), EVENTS: Admission(fixed), LISTENERS: Admission(fixed)}
 
 
 def control_plane(settings: Settings, *, redis_url: str, port: int, shared_port: bool, metrics: Metrics) -> Transport:
@@ -223,7 +253,7 @@ def control_methods(admin: AdminService, experiments: ExperimentService, promoti
             "ListSnapshots": (Role.ADMIN, admin.list_snapshots),
             "ActivateSnapshot": (Role.ADMIN, admin.activate_snapshot),
             "RollbackSnapshot": (Role.ADMIN, admin.rollback_snapshot),
-            "RolloverWorkers": (Role.ADMIN, None),
+            "RolloverWorkers": (Role.ADMIN, admin.rollover_workers),
             "DrainEvents": (Role.ADMIN, None),
         },
         _service(experiments_pb2.DESCRIPTOR, "ExperimentService"): {

@@ -129,6 +129,7 @@ def settings_for(state: State, **changes: Any) -> Settings:
         "state": state.path,
         "redis_timeout_ms": 2000.0,
         "default_deadline_ms": 20_000.0,
+        "admission_limit": 2048,
         "poll_s": 0.05,
         "drain_s": 0.0,
         "grace_s": 1.0,

@@ -75,9 +75,9 @@ def test_an_account_that_began_later_is_another_one(store: Store, built: Path, r
 def forgetting_while_written(store: Store, user_id: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Has a listener forgotten after a publish has asked who is, and before it writes."""
     asked = Event()
-    told: dict[str, int] = {}
+    told: dict[str, float] = {}
 
-    def look(*args: object) -> dict[str, int]:
+    def look(*args: object) -> dict[str, float]:
         found = forgotten(*args)  # type: ignore[arg-type]
         if not asked.is_set():
             asked.set()

@@ -6,8 +6,11 @@ import polars as pl
 import pytest
 
 from features.errors import ListeningError, WrongState
+from features.forgetting import tombstone
+from features.offline.forgotten import FILE, Forgotten, write_forgotten
 from features.offline.lastfm import ImportSummary, convert
 from features.offline.listening import ListeningData, open_listening
+from features.offline.rejections import FORGOTTEN
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +143,14 @@ def test_an_import_replaces_nothing_but_an_import(tiny: Path, tmp_path: Path) ->
     with pytest.raises(WrongState, match="is no import"):
         convert(tiny, tmp_path / "W")
     assert (tmp_path / "W" / "thesis.txt").read_text() == "mine"
+
+
+def test_who_was_forgotten_is_left_out(tiny: Path, tmp_path: Path) -> None:
+    """Listens and tags of theirs, whenever they were; counted, and in no example."""
+    write_forgotten(tmp_path / FILE, Forgotten(at={tombstone("1").hex(): 1}))
+    summary = convert(tiny, tmp_path / "W", forgotten=tmp_path / FILE)
+    assert (summary.items, summary.listeners, summary.listens, summary.genres) == (2, 1, 1, 0)
+    assert [row for row in summary.report.rows() if row[1] == FORGOTTEN] == [
+        ("user_artists.dat", FORGOTTEN, 2, ()),
+        ("user_taggedartists.dat", FORGOTTEN, 1, ()),
+    ]

@@ -24,10 +24,16 @@ from tests.test_home import NOW, draw_query, read, serve, shown, spec
 from tests.wishes import Names, draw_preferences
 
 IDS = st.lists(st.text(min_size=1, max_size=32), max_size=20, unique=True).map(tuple)
+MARKS = st.dictionaries(st.integers(0, 2**64 - 1), st.integers(0, 2**63), max_size=5).map(
+    lambda marks: tuple(sorted(marks.items()))
+)
 PREFERENCES = st.builds(
     Preferences,
     hidden_items=IDS,
     hidden_artists=IDS,
+    hidden_through=IDS.map(lambda ids: tuple(sorted((hash64(f"artist of {one}"), one) for one in ids))),
+    shown_items=MARKS,
+    shown_artists=MARKS,
     allow_explicit=st.none() | st.booleans(),
     promotions_off=st.booleans(),
     discovery=st.none() | st.floats(0, 1, width=32),
@@ -54,7 +60,8 @@ def test_what_is_written_is_what_is_read(batch: list[Preferences | None]) -> Non
         items = wishes.hidden_items[wishes.item_start[row] : wishes.item_start[row + 1]]
         artists = wishes.hidden_artists[wishes.artist_start[row] : wishes.artist_start[row + 1]]
         assert items.tolist() == item_keys(wanted.hidden_items).tolist()
-        assert artists.tolist() == item_keys(wanted.hidden_artists).tolist()
+        keys = [*item_keys(wanted.hidden_artists).tolist(), *(key for key, _ in wanted.hidden_through)]
+        assert artists.tolist() == sorted(keys)
         said = bool(wishes.allow_explicit[row]) if wishes.said_explicit[row] else None
         assert (said, wishes.promotions_off[row]) == (wanted.allow_explicit, wanted.promotions_off)
         dial = float(wishes.discovery[row])

@@ -15,10 +15,8 @@ from features.snapshot import Snapshot
 from protos.home.v1 import home_pb2
 from ranking.fold_in import fold_in
 from ranking.history import recall
-from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
-from ranking.types import Fate, HomeQuery
 from tests.conftest import Served, Store
-from tests.test_home import NOW, read, serve
+from tests.test_home import NOW, read
 
 ENTRIES = st.tuples(
     st.sampled_from(Did),
@@ -153,16 +151,3 @@ async def test_a_broken_record_with_recent_plays_is_told_and_folded_in(served: S
     assert page.degraded_reasons == [home_pb2.DEGRADED_REASON_LISTENER_INVALID]
     assert page.notes == [home_pb2.NOTE_LISTENER_FOLDED_IN]
     assert "picked-for-you" in {shelf.id for shelf in page.shelves}
-
-
-def test_what_was_hidden_by_an_event_is_gone_from_the_next_page(snapshot: Snapshot, records: dict[str, bytes]) -> None:
-    """On every shelf of the page: a hide in recent state drops the item with the fate HIDDEN."""
-    surface = load_surfaces(DEFAULT_SURFACES)["home"]
-    for user, frame in list(records.items())[:20]:
-        query = HomeQuery(user_id=user, surface=surface, now=NOW)
-        (before,) = serve(snapshot, (query,), [frame])
-        hidden = np.unique(np.concatenate([shelf.rows[:2] for shelf in before.shelves]))
-        state = played(snapshot.columns["item_key"][hidden], Did.HIDE)
-        (after,) = serve(snapshot, (query,), [frame], [state])
-        assert not np.isin(np.concatenate([shelf.rows for shelf in after.shelves]), hidden).any()
-        assert after.fates[Fate.HIDDEN] > 0

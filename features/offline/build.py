@@ -83,10 +83,17 @@ class BuildReport:
 
 
 def build(
-    data: Path, out: Path, *, settings: BuildSettings, progress: Progress, previous: Path | None = None
+    data: Path,
+    out: Path,
+    *,
+    settings: BuildSettings,
+    progress: Progress,
+    previous: Path | None = None,
+    forgotten: Path | None = None,
 ) -> BuildReport:
     """Builds a snapshot at `out`, and the listener records inside it; the same data and settings give the same bytes.
 
+    Who has a tombstone in the file `forgotten`, or in the one that lies with the data, is left out with all before.
     Drift is measured against the snapshot `previous`, or else against the one that stands at `out`, if it can be read.
     Its figures are in the report and not in the manifest, which speaks of nothing but this data and these settings.
 
@@ -98,7 +105,7 @@ def build(
     """
     stages = Stages(progress)
     before = load(previous) if previous else _standing(out)
-    listening = open_listening(data)
+    listening = open_listening(data, forgotten)
     with _repeatable(), aside(out) as folder:
         catalogue, history = _read(listening, folder, stages)
         source, rejected = listening.digest(), listening.report.counts()

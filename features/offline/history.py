@@ -35,6 +35,7 @@ class History:
     market: NDArray[np.int16]  # [listener], index into the catalogue's markets, -1: unknown
     created_day: NDArray[np.int64]  # [listener], days since 1970, 0: unknown
     allow_explicit: NDArray[np.bool_]  # [listener]
+    forgotten_ms: NDArray[np.int64]  # [listener], unix time from which on this tells of who came back, 0: of all time
 
     @property
     def listeners(self) -> int:
@@ -146,5 +147,6 @@ def _traits(
     return {
         "market": rows["market"].replace_strict(index, default=-1, return_dtype=pl.Int16).to_numpy(),
         "created_day": day.to_numpy(),
+        "forgotten_ms": listening.forgotten.when(user_ids).dt.epoch("ms").fill_null(0).to_numpy(),
         "allow_explicit": rows["allow_explicit"].fill_null(True).to_numpy(),
     }

@@ -12,7 +12,8 @@ import polars as pl
 
 from features.errors import ListeningError
 from features.offline.artefact import PRIVATE, aside
-from features.offline.rejections import EXAMPLES, Rejections
+from features.offline.forgotten import read_forgotten
+from features.offline.rejections import EXAMPLES, FORGOTTEN, Rejections
 
 GENRES_PER_ARTIST = 8
 LEAST_TIMES = 2  # a tag given once is one listener's opinion; it counts where the artist has no better
@@ -38,8 +39,10 @@ class ImportSummary:
     report: Rejections
 
 
-def convert(source: Path, out: Path) -> ImportSummary:
+def convert(source: Path, out: Path, *, forgotten: Path | None = None) -> ImportSummary:
     """Read the `.dat` files in `source` and write listening tables to `out`: new, empty, or of an earlier import.
+
+    Listeners of whom the file `forgotten` has a tombstone are left out: no row tells when it was.
 
     Raises:
         ListeningError: naming the file or column that is missing.
@@ -47,6 +50,8 @@ def convert(source: Path, out: Path) -> ImportSummary:
     """
     report = Rejections()
     artists, plays, tags, given = (_read(source, name, report) for name in COLUMNS)
+    if forgotten is not None:
+        plays, given = (_remembered(one, forgotten, report) for one in (plays, given))
     artists = _keep(artists, "artists.dat", pl.col("id").is_first_distinct(), "id is repeated", report)
     known = pl.col("artistID").is_in(artists["id"].implode())
     plays = _keep(plays, "user_artists.dat", known, "artistID is not in artists.dat", report)
@@ -95,6 +100,14 @@ def _keep(frame: pl.DataFrame, table: str, rule: pl.Expr, reason: str, report: R
     if bad.height:
         report.add(table, reason, bad.height, [str(row) for row in bad.head(EXAMPLES).rows(named=True)])
     return frame.filter(rule)
+
+
+def _remembered(rows: pl.DataFrame, forgotten: Path, report: Rejections) -> pl.DataFrame:
+    """Give the rows but those of the forgotten, and count these: no example may name them."""
+    gone = read_forgotten(forgotten).when(rows["userID"].cast(pl.String)).is_not_null()
+    if count := int(gone.sum()):
+        report.add("user_artists.dat" if "weight" in rows.columns else "user_taggedartists.dat", FORGOTTEN, count, ())
+    return rows.filter(~gone)
 
 
 def _genres(tags: pl.DataFrame, given: pl.DataFrame) -> pl.DataFrame:

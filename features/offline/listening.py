@@ -4,7 +4,8 @@ A table is one file `<table>.parquet` or `<table>.csv`, or a folder `<table>/` o
 names. COLUMNS says what a column means and what stands for an absent one; a null counts as absent; other columns are
 not read. In CSV, fields are stripped, an empty field is null, lists are separated by `|`, and a time is ISO 8601 or
 whole seconds since 1970. A time without a zone is UTC. Rows that break a rule are dropped and counted under the first
-one they break. Not looked for, since that takes the whole table: repeated rows, and listens of unknown items.
+one they break. Not looked for, since that takes the whole table: repeated rows, and listens of unknown items. Rows that
+tell of before their listener was forgotten are left out: by `last_played_at` of a listen, `created_at` of a listener.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from pyarrow import csv, parquet
 
 from features.errors import ListeningError
 from features.markets import ISO_3166
+from features.offline.forgotten import FILE, Forgotten, read_forgotten, remembered
 from features.offline.rejections import EXAMPLES, Rejections
 
 KINDS = ("track", "album", "artist", "playlist", "podcast", "episode", "audiobook")
@@ -100,6 +102,7 @@ class ListeningData:
 
     directory: Path
     files: Mapping[str, Sequence[Path]]
+    forgotten: Forgotten = field(default_factory=Forgotten)
     report: Rejections = field(default_factory=Rejections)
 
     def items(self) -> Iterator[pl.DataFrame]:
@@ -115,8 +118,8 @@ class ListeningData:
         return self._clean("listeners")
 
     def digest(self) -> str:
-        """Give the sha256, in hex, of the names and contents of the tables' files."""
-        total = hashlib.sha256()
+        """Give the sha256, in hex, of the names and contents of the tables' files, and of who is left out of them."""
+        total = hashlib.sha256(self.forgotten.digest() if self.forgotten.at else b"")
         for path in chain(*self.files.values()):
             total.update(f"{path.relative_to(self.directory).as_posix()}\n".encode())
             with path.open("rb") as file:
@@ -127,13 +130,18 @@ class ListeningData:
         self.report.begin(table)
         for path in self.files[table]:
             try:
-                yield from (_sift(raw, table, path.name, self.report) for raw in _chunks(path, table, self.report))
+                for raw in _chunks(path, table, self.report):
+                    rows = _sift(raw, table, path.name, self.report)
+                    yield remembered(rows, table, self.forgotten, self.report)
             except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
                 raise ListeningError(f"{path} cannot be read as {table}: {error}") from error
 
 
-def open_listening(directory: Path) -> ListeningData:
-    """Find the tables; ListeningError names the table, column or file that is missing or unreadable."""
+def open_listening(directory: Path, forgotten: Path | None = None) -> ListeningData:
+    """Find the tables; ListeningError names the table, column or file that is missing or unreadable.
+
+    `forgotten` is a file of tombstones, by default the one that stands beside the tables.
+    """
     files = {table: _files(directory, table) for table in COLUMNS}
     for table, columns in COLUMNS.items():
         if table != "listeners" and not files[table]:
@@ -142,7 +150,9 @@ def open_listening(directory: Path) -> ListeningData:
             names = _names(path)
             for name in (name for name, column in columns.items() if column.required and name not in names):
                 raise ListeningError(f"{path} has no column {name}; {table} cannot do without; it has {names}")
-    return ListeningData(directory=directory, files=files)
+    named = forgotten or directory / FILE
+    gone = read_forgotten(named) if forgotten or named.exists() else Forgotten()
+    return ListeningData(directory=directory, files=files, forgotten=gone)
 
 
 def _files(directory: Path, table: str) -> list[Path]:

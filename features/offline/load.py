@@ -91,13 +91,14 @@ def _write(batch: RecordBatch, space_id: str, client: redis.Redis, keys: Keys) -
     or what erases their keys comes after what was written here.
     """
     frames = dict(zip(batch.column("user_id").to_pylist(), batch.column("record").to_pylist(), strict=True))
-    kept = frames.keys() - _gone(frames, client, keys)
+    known = dict(zip(frames, batch.column("forgotten_ms").to_pylist(), strict=True))
+    kept = frames.keys() - _gone(frames, known, client, keys)
     users = [user for user in frames if user in kept]
     pipe = client.pipeline(transaction=False)
     for _, rows in groupby(((partition(user), user) for user in users), key=itemgetter(0)):
         pipe.mset({keys.record(user, space_id): frames[user] for _, user in rows})
     pipe.execute()
-    left = _gone({user: frames[user] for user in users}, client, keys)
+    left = _gone({user: frames[user] for user in users}, known, client, keys)
     for user in left:
         client.unlink(keys.record(user, space_id))
     written = kept - left
@@ -105,6 +106,13 @@ def _write(batch: RecordBatch, space_id: str, client: redis.Redis, keys: Keys) -
     return Load(listeners=len(written), forgotten=len(frames) - len(written), record_bytes=size)
 
 
-def _gone(frames: Mapping[str, bytes], client: redis.Redis, keys: Keys) -> set[str]:
-    """Who was forgotten and whose record tells of before; an account that began on a later day is another one."""
-    return {user for user, at in forgotten(client, keys, frames).items() if created_day(frames[user]) <= at // _DAY_S}
+def _gone(frames: Mapping[str, bytes], known: Mapping[str, int], client: redis.Redis, keys: Keys) -> set[str]:
+    """Who was forgotten since what their record tells of; an account that began on a later day is another one.
+
+    `known` are the tombstones, in unix milliseconds, that the build has kept to.
+    """
+    return {
+        user
+        for user, at in forgotten(client, keys, frames).items()
+        if round(at * 1000) > known[user] and created_day(frames[user]) <= at // _DAY_S
+    }

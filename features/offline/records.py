@@ -1,4 +1,4 @@
-"""Listener records: what publishing loads into Redis, as Parquet parts of (user_id, record).
+"""Listener records: what publishing loads into Redis, as Parquet parts of (user_id, record, forgotten_ms).
 
 They are an artefact of their own, not part of the snapshot, since they are deleted after publishing (erasure).
 """
@@ -66,7 +66,8 @@ def write_records(
             encode(record, int(space_id, 16))
             for record in _records(history, catalogue, vectors, taste.segments, genres, (start, stop))
         ]
-        table = pa.table({"user_id": history.user_id[start:stop].to_arrow(), "record": pa.array(frames, pa.binary())})
+        columns = {"user_id": history.user_id[start:stop].to_arrow(), "record": pa.array(frames, pa.binary())}
+        table = pa.table(columns | {"forgotten_ms": history.forgotten_ms[start:stop]})
         path = target / f"part-{len(parts):05}.parquet"
         parquet.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
         parts[path.name] = entry_of(path)

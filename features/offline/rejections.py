@@ -7,6 +7,8 @@ from typing import Final
 EXAMPLES: Final = 5
 REPEATED: Final = "is repeated; the first row stands"
 """Ends the reason of a row that says again what another has said: it is dropped, but it is not bad."""
+FORGOTTEN: Final = "tells of before its listener was forgotten"
+"""The reason of a row that is left out though nothing is wrong with it; it has no examples."""
 
 
 class Rejections:
@@ -42,6 +44,6 @@ class Rejections:
         return tables
 
     def share(self) -> float:
-        """Give the bad rows of all tables over the rows that were read; repeated ones are not bad."""
-        bad = sum(count for _, reason, count, _ in self.rows() if not reason.endswith(REPEATED))
+        """Give the bad rows of all tables over those read; repeated ones, and those of the forgotten, are not bad."""
+        bad = sum(count for _, reason, count, _ in self.rows() if not reason.endswith((REPEATED, FORGOTTEN)))
         return bad / max(1, self._read.total())

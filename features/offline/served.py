@@ -72,7 +72,7 @@ def drain_served(client: redis.Redis, keys: Keys, state: State, out: Path, *, pr
 
     def gone(users: Iterable[str]) -> dict[str, int]:
         try:
-            return forgotten(client, keys, users)
+            return {user: int(at) for user, at in forgotten(client, keys, users).items()}
         except redis.RedisError as error:
             raise Unavailable(f"Redis: {error}") from error
 

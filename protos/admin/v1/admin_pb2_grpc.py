@@ -100,7 +100,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RolloverWorkers(self, request, context):
-        """Replaces the workers one after the other, under load.
+        """Replaces the workers one after the other, under load: each new one is ready before the old one retires. Answers when
+        all are new; FAILED_PRECONDITION where another is under way, or a new worker does not start. An end of the call does
+        not end the rollover.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,10 @@ class AdminServiceStub:
     RollbackSnapshot: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RollbackSnapshotRequest, _admin_pb2.RollbackSnapshotResponse]
     """Goes back to the snapshot that was served before."""
     RolloverWorkers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RolloverWorkersRequest, _admin_pb2.RolloverWorkersResponse]
-    """Replaces the workers one after the other, under load."""
+    """Replaces the workers one after the other, under load: each new one is ready before the old one retires. Answers when
+    all are new; FAILED_PRECONDITION where another is under way, or a new worker does not start. An end of the call does
+    not end the rollover.
+    """
     DrainEvents: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainEventsRequest, _admin_pb2.DrainEventsResponse]
     """Moves recorded events from the store to files."""
 
@@ -60,7 +63,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RollbackSnapshot: _aio.UnaryUnaryMultiCallable[_admin_pb2.RollbackSnapshotRequest, _admin_pb2.RollbackSnapshotResponse]  # type: ignore[assignment]
     """Goes back to the snapshot that was served before."""
     RolloverWorkers: _aio.UnaryUnaryMultiCallable[_admin_pb2.RolloverWorkersRequest, _admin_pb2.RolloverWorkersResponse]  # type: ignore[assignment]
-    """Replaces the workers one after the other, under load."""
+    """Replaces the workers one after the other, under load: each new one is ready before the old one retires. Answers when
+    all are new; FAILED_PRECONDITION where another is under way, or a new worker does not start. An end of the call does
+    not end the rollover.
+    """
     DrainEvents: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainEventsRequest, _admin_pb2.DrainEventsResponse]  # type: ignore[assignment]
     """Moves recorded events from the store to files."""
 
@@ -105,7 +111,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.RolloverWorkersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RolloverWorkersResponse, _abc.Awaitable[_admin_pb2.RolloverWorkersResponse]]:
-        """Replaces the workers one after the other, under load."""
+        """Replaces the workers one after the other, under load: each new one is ready before the old one retires. Answers when
+        all are new; FAILED_PRECONDITION where another is under way, or a new worker does not start. An end of the call does
+        not end the rollover.
+        """
 
     @_abc_1.abstractmethod
     def DrainEvents(

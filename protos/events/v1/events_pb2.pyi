@@ -39,7 +39,9 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_LIKE: _EventKind.ValueType  # 5
     """An item was liked."""
     EVENT_KIND_HIDE: _EventKind.ValueType  # 6
-    """An item, or its artist, was hidden."""
+    """An item, or its artist, was hidden. It is kept with the listener's preferences, which show it again: a hide that
+    occurred before it was shown again changes nothing.
+    """
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper):
     """What happened."""
@@ -57,7 +59,9 @@ EVENT_KIND_SKIP: EventKind.ValueType  # 4
 EVENT_KIND_LIKE: EventKind.ValueType  # 5
 """An item was liked."""
 EVENT_KIND_HIDE: EventKind.ValueType  # 6
-"""An item, or its artist, was hidden."""
+"""An item, or its artist, was hidden. It is kept with the listener's preferences, which show it again: a hide that
+occurred before it was shown again changes nothing.
+"""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 class _EventResult:
@@ -118,7 +122,9 @@ class Event(_message.Message):
     session_id: _builtins.str
     """The client's session."""
     whole_artist: _builtins.bool
-    """For a hide: hide the item's artist, not the item alone."""
+    """For a hide: hide the item's artist with all their items, not the item alone. Where the catalogue names no artist of
+    the item, the item alone is hidden, and the outcome's message says so.
+    """
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened, by the client's clock."""
@@ -206,7 +212,7 @@ class EventOutcome(_message.Message):
     result: Global___EventResult.ValueType
     """What became of it."""
     message: _builtins.str
-    """What is wrong, naming the field. Empty where nothing is."""
+    """What is wrong, or otherwise to be said, naming the field. Empty where nothing is."""
     def __init__(
         self,
         *,

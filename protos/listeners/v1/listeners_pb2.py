@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/listeners/v1/listeners.proto\x12\x13mantel.listeners.v1\"\xaf\x01\n\x0bPreferences\x12\x17\n\x0fhidden_item_ids\x18\x01 \x03(\t\x12\x19\n\x11hidden_artist_ids\x18\x02 \x03(\t\x12\x1b\n\x0e\x61llow_explicit\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x16\n\x0epromotions_off\x18\x04 \x01(\x08\x12\x16\n\tdiscovery\x18\x05 \x01(\x02H\x01\x88\x01\x01\x42\x11\n\x0f_allow_explicitB\x0c\n\n_discovery\"(\n\x15GetPreferencesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"O\n\x16GetPreferencesResponse\x12\x35\n\x0bpreferences\x18\x01 \x01(\x0b\x32 .mantel.listeners.v1.Preferences\"\x95\x02\n\x18UpdatePreferencesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x15\n\rhide_item_ids\x18\x02 \x03(\t\x12\x17\n\x0fhide_artist_ids\x18\x03 \x03(\t\x12\x17\n\x0funhide_item_ids\x18\x04 \x03(\t\x12\x19\n\x11unhide_artist_ids\x18\x05 \x03(\t\x12\x1b\n\x0e\x61llow_explicit\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x0epromotions_off\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\tdiscovery\x18\x08 \x01(\x02H\x02\x88\x01\x01\x42\x11\n\x0f_allow_explicitB\x11\n\x0f_promotions_offB\x0c\n\n_discovery\"R\n\x19UpdatePreferencesResponse\x12\x35\n\x0bpreferences\x18\x01 \x01(\x0b\x32 .mantel.listeners.v1.Preferences\" \n\rForgetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x0e\x46orgetResponse\x12\x13\n\x0b\x65rased_keys\x18\x01 \x01(\x05\x32\xc3\x02\n\x0fListenerService\x12i\n\x0eGetPreferences\x12*.mantel.listeners.v1.GetPreferencesRequest\x1a+.mantel.listeners.v1.GetPreferencesResponse\x12r\n\x11UpdatePreferences\x12-.mantel.listeners.v1.UpdatePreferencesRequest\x1a..mantel.listeners.v1.UpdatePreferencesResponse\x12Q\n\x06\x46orget\x12\".mantel.listeners.v1.ForgetRequest\x1a#.mantel.listeners.v1.ForgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/listeners/v1/listeners.proto\x12\x13mantel.listeners.v1\"\xd3\x01\n\x0bPreferences\x12\x17\n\x0fhidden_item_ids\x18\x01 \x03(\t\x12\x19\n\x11hidden_artist_ids\x18\x02 \x03(\t\x12\x1b\n\x0e\x61llow_explicit\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x16\n\x0epromotions_off\x18\x04 \x01(\x08\x12\x16\n\tdiscovery\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\"\n\x1ahidden_artists_of_item_ids\x18\x06 \x03(\tB\x11\n\x0f_allow_explicitB\x0c\n\n_discovery\"(\n\x15GetPreferencesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"O\n\x16GetPreferencesResponse\x12\x35\n\x0bpreferences\x18\x01 \x01(\x0b\x32 .mantel.listeners.v1.Preferences\"\xb9\x02\n\x18UpdatePreferencesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x15\n\rhide_item_ids\x18\x02 \x03(\t\x12\x17\n\x0fhide_artist_ids\x18\x03 \x03(\t\x12\x17\n\x0funhide_item_ids\x18\x04 \x03(\t\x12\x19\n\x11unhide_artist_ids\x18\x05 \x03(\t\x12\x1b\n\x0e\x61llow_explicit\x18\x06 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x0epromotions_off\x18\x07 \x01(\x08H\x01\x88\x01\x01\x12\x16\n\tdiscovery\x18\x08 \x01(\x02H\x02\x88\x01\x01\x12\"\n\x1aunhide_artists_of_item_ids\x18\t \x03(\tB\x11\n\x0f_allow_explicitB\x11\n\x0f_promotions_offB\x0c\n\n_discovery\"R\n\x19UpdatePreferencesResponse\x12\x35\n\x0bpreferences\x18\x01 \x01(\x0b\x32 .mantel.listeners.v1.Preferences\" \n\rForgetRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"%\n\x0e\x46orgetResponse\x12\x13\n\x0b\x65rased_keys\x18\x01 \x01(\x05\x32\xc3\x02\n\x0fListenerService\x12i\n\x0eGetPreferences\x12*.mantel.listeners.v1.GetPreferencesRequest\x1a+.mantel.listeners.v1.GetPreferencesResponse\x12r\n\x11UpdatePreferences\x12-.mantel.listeners.v1.UpdatePreferencesRequest\x1a..mantel.listeners.v1.UpdatePreferencesResponse\x12Q\n\x06\x46orget\x12\".mantel.listeners.v1.ForgetRequest\x1a#.mantel.listeners.v1.ForgetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,19 +32,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.listeners.v1.listene
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREFERENCES']._serialized_start=61
-  _globals['_PREFERENCES']._serialized_end=236
-  _globals['_GETPREFERENCESREQUEST']._serialized_start=238
-  _globals['_GETPREFERENCESREQUEST']._serialized_end=278
-  _globals['_GETPREFERENCESRESPONSE']._serialized_start=280
-  _globals['_GETPREFERENCESRESPONSE']._serialized_end=359
-  _globals['_UPDATEPREFERENCESREQUEST']._serialized_start=362
-  _globals['_UPDATEPREFERENCESREQUEST']._serialized_end=639
-  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_start=641
-  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_end=723
-  _globals['_FORGETREQUEST']._serialized_start=725
-  _globals['_FORGETREQUEST']._serialized_end=757
-  _globals['_FORGETRESPONSE']._serialized_start=759
-  _globals['_FORGETRESPONSE']._serialized_end=796
-  _globals['_LISTENERSERVICE']._serialized_start=799
-  _globals['_LISTENERSERVICE']._serialized_end=1122
+  _globals['_PREFERENCES']._serialized_end=272
+  _globals['_GETPREFERENCESREQUEST']._serialized_start=274
+  _globals['_GETPREFERENCESREQUEST']._serialized_end=314
+  _globals['_GETPREFERENCESRESPONSE']._serialized_start=316
+  _globals['_GETPREFERENCESRESPONSE']._serialized_end=395
+  _globals['_UPDATEPREFERENCESREQUEST']._serialized_start=398
+  _globals['_UPDATEPREFERENCESREQUEST']._serialized_end=711
+  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_start=713
+  _globals['_UPDATEPREFERENCESRESPONSE']._serialized_end=795
+  _globals['_FORGETREQUEST']._serialized_start=797
+  _globals['_FORGETREQUEST']._serialized_end=829
+  _globals['_FORGETRESPONSE']._serialized_start=831
+  _globals['_FORGETRESPONSE']._serialized_end=868
+  _globals['_LISTENERSERVICE']._serialized_start=871
+  _globals['_LISTENERSERVICE']._serialized_end=1194
 # @@protoc_insertion_point(module_scope)

@@ -29,6 +29,7 @@ class Preferences(_message.Message):
     ALLOW_EXPLICIT_FIELD_NUMBER: _builtins.int
     PROMOTIONS_OFF_FIELD_NUMBER: _builtins.int
     DISCOVERY_FIELD_NUMBER: _builtins.int
+    HIDDEN_ARTISTS_OF_ITEM_IDS_FIELD_NUMBER: _builtins.int
     allow_explicit: _builtins.bool
     """Whether explicit items may be shown. Absent: never said."""
     promotions_off: _builtins.bool
@@ -43,6 +44,10 @@ class Preferences(_message.Message):
     def hidden_artist_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Artists that never return, at most 1,000."""
 
+    @_builtins.property
+    def hidden_artists_of_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Items whose artists were hidden by an event, which does not name the artist. They count among the 1,000 artists."""
+
     def __init__(
         self,
         *,
@@ -51,10 +56,11 @@ class Preferences(_message.Message):
         allow_explicit: _builtins.bool | None = ...,
         promotions_off: _builtins.bool = ...,
         discovery: _builtins.float | None = ...,
+        hidden_artists_of_item_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit", "_discovery", b"_discovery", "allow_explicit", b"allow_explicit", "discovery", b"discovery"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit", "_discovery", b"_discovery", "allow_explicit", b"allow_explicit", "discovery", b"discovery", "hidden_artist_ids", b"hidden_artist_ids", "hidden_item_ids", b"hidden_item_ids", "promotions_off", b"promotions_off"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit", "_discovery", b"_discovery", "allow_explicit", b"allow_explicit", "discovery", b"discovery", "hidden_artist_ids", b"hidden_artist_ids", "hidden_artists_of_item_ids", b"hidden_artists_of_item_ids", "hidden_item_ids", b"hidden_item_ids", "promotions_off", b"promotions_off"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_explicit: _TypeAlias = _typing.Literal["allow_explicit"]  # noqa: Y015
     _WhichOneofArgType__allow_explicit: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit"]  # noqa: Y015
@@ -127,6 +133,7 @@ class UpdatePreferencesRequest(_message.Message):
     ALLOW_EXPLICIT_FIELD_NUMBER: _builtins.int
     PROMOTIONS_OFF_FIELD_NUMBER: _builtins.int
     DISCOVERY_FIELD_NUMBER: _builtins.int
+    UNHIDE_ARTISTS_OF_ITEM_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """The listener: 1-128 of [A-Za-z0-9_.-]."""
     allow_explicit: _builtins.bool
@@ -151,6 +158,10 @@ class UpdatePreferencesRequest(_message.Message):
     def unhide_artist_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Artists to show again."""
 
+    @_builtins.property
+    def unhide_artists_of_item_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Items whose artists to show again."""
+
     def __init__(
         self,
         *,
@@ -162,10 +173,11 @@ class UpdatePreferencesRequest(_message.Message):
         allow_explicit: _builtins.bool | None = ...,
         promotions_off: _builtins.bool | None = ...,
         discovery: _builtins.float | None = ...,
+        unhide_artists_of_item_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit", "_discovery", b"_discovery", "_promotions_off", b"_promotions_off", "allow_explicit", b"allow_explicit", "discovery", b"discovery", "promotions_off", b"promotions_off"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit", "_discovery", b"_discovery", "_promotions_off", b"_promotions_off", "allow_explicit", b"allow_explicit", "discovery", b"discovery", "hide_artist_ids", b"hide_artist_ids", "hide_item_ids", b"hide_item_ids", "promotions_off", b"promotions_off", "unhide_artist_ids", b"unhide_artist_ids", "unhide_item_ids", b"unhide_item_ids", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit", "_discovery", b"_discovery", "_promotions_off", b"_promotions_off", "allow_explicit", b"allow_explicit", "discovery", b"discovery", "hide_artist_ids", b"hide_artist_ids", "hide_item_ids", b"hide_item_ids", "promotions_off", b"promotions_off", "unhide_artist_ids", b"unhide_artist_ids", "unhide_artists_of_item_ids", b"unhide_artists_of_item_ids", "unhide_item_ids", b"unhide_item_ids", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_explicit: _TypeAlias = _typing.Literal["allow_explicit"]  # noqa: Y015
     _WhichOneofArgType__allow_explicit: _TypeAlias = _typing.Literal["_allow_explicit", b"_allow_explicit"]  # noqa: Y015

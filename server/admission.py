@@ -1,0 +1,134 @@
+"""Admission: how many calls may be under way at once, found from how long they take. Pure arithmetic; time is a value.
+
+A call that would only wait is refused at once, so that those admitted are answered in time and the work done for them
+is not in vain: beyond its capacity a server that queues answers nobody.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from features.errors import Exhausted
+
+WINDOW_S: Final = 0.1
+WINDOW_CALLS: Final = 10  # at least, for their mean to mean something
+SMOOTHING: Final = 0.2
+TOLERANCE: Final = 1.5  # how much longer than unhurried calls may calls take
+LEAST_GRADIENT: Final = 0.5
+LEARNING: Final = 0.1  # share by which a window moves what is known of unhurried calls
+PREFETCH_SHARE: Final = 0.5  # of the limit: the other half is never taken by what nobody waits for
+LEAST_PUSHBACK_S: Final = 0.05
+PREFETCH_PUSHBACK_S: Final = 1.0
+PRIORITY: Final = "x-mantel-priority"  # in a call's metadata
+
+
+class Priority(StrEnum):
+    """Who waits for the answer."""
+
+    VISIBLE = "visible"  # a person does
+    PREFETCH = "prefetch"  # nobody yet
+
+
+def priority_of(metadata: Iterable[tuple[str, str | bytes]]) -> Priority:
+    """What a call says of itself; nothing: a person waits; what is not known: nobody does."""
+    said = next((value for name, value in metadata if name == PRIORITY), Priority.VISIBLE)
+    return Priority.VISIBLE if said == Priority.VISIBLE else Priority.PREFETCH
+
+
+class Shed(Exhausted):
+    """Refused before any work, for want of room; `pushback_ms` is how long to stay away."""
+
+    def __init__(self, pushback_ms: int) -> None:
+        super().__init__(f"the server is at its limit; try again in {pushback_ms} ms")
+        self.pushback_ms = pushback_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """Between what the limit moves; a fixed limit has `least` equal to `most`."""
+
+    least: int = 8
+    most: int = 512
+    target_s: float = 0.012  # calls may take so long on average, whatever unhurried ones take
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the limit never moves."""
+        return self.least == self.most
+
+
+class Admission:
+    """The limit of one process on calls of one kind.
+
+    A call enters where fewer are under way than `limit`, one of prefetch than half of it; who enters leaves, whatever
+    becomes of it. Answered calls are gathered into windows of 0.1 s and 10 calls at least, and at the end of each
+
+        gradient = clamp(max(target, 1.5 * unhurried) / mean, 0.5, 1)
+        limit   += 0.2 * (gradient * limit + sqrt(limit) - limit), kept within its bounds
+
+    as in Netflix' Gradient2 and Envoy's adaptive concurrency: `sqrt(limit)` is the queue that may stand. A window is in
+    one of two states:
+
+    - slack: never more than half of the limit was under way. The limit stays, and `unhurried` learns from the mean.
+    - bound: more was. The limit moves. `unhurried` stays: learnt from here it would follow the overload upwards, as
+      Gradient2's long average does.
+
+    Where all calls become slower under load (another snapshot), the limit falls to its least, which must keep the
+    server busy; the next slack window finds out.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        """Starts low: where there is room the limit grows by itself."""
+        self._bounds = bounds
+        self._limit = float(min(2 * bounds.least, bounds.most))
+        self._unhurried_s = 0.0  # 0: not known yet
+        self._mean_s = 0.0
+        self._calls, self._taken_s, self._peak, self._ends_at = 0, 0.0, 0, 0.0
+        self.in_flight = 0
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be under way."""
+        return int(self._limit)
+
+    def enter(self, priority: Priority) -> None:
+        """Lets a call in, which must leave.
+
+        Raises:
+            Shed: there is no room.
+        """
+        room = self.limit if priority is Priority.VISIBLE else math.ceil(self.limit * PREFETCH_SHARE)
+        if self.in_flight >= room:
+            raise Shed(self._pushback_ms(priority))
+        self.in_flight += 1
+        self._peak = max(self._peak, self.in_flight)
+
+    def leave(self, *, entered_at: float, now: float, answered: bool) -> None:
+        """A call that entered is over; one that was not answered tells nothing of how long answers take."""
+        self.in_flight -= 1
+        if self._bounds.fixed or not answered:
+            return
+        self._calls += 1
+        self._taken_s += now - entered_at
+        if now >= self._ends_at and self._calls >= WINDOW_CALLS:
+            self._close_window(now)
+
+    def _close_window(self, now: float) -> None:
+        self._mean_s = max(self._taken_s / self._calls, 1e-6)
+        if self._peak <= self._limit / 2:
+            known = self._unhurried_s or self._mean_s
+            self._unhurried_s = known + LEARNING * (self._mean_s - known)
+        else:
+            allowed_s = max(self._bounds.target_s, TOLERANCE * self._unhurried_s)
+            gradient = min(1.0, max(LEAST_GRADIENT, allowed_s / self._mean_s))
+            wanted = gradient * self._limit + math.sqrt(self._limit)
+            limit = self._limit + SMOOTHING * (wanted - self._limit)
+            self._limit = min(float(self._bounds.most), max(float(self._bounds.least), limit))
+        self._calls, self._taken_s, self._peak, self._ends_at = 0, 0.0, self.in_flight, now + WINDOW_S
+
+    def _pushback_ms(self, priority: Priority) -> int:
+        """By then as many calls as are under way now have been answered twice over; prefetch can wait longer."""
+        least = LEAST_PUSHBACK_S if priority is Priority.VISIBLE else PREFETCH_PUSHBACK_S
+        return int(1000 * max(least, 2 * self._mean_s))
