@@ -247,10 +247,12 @@ def posted(port: int, user: str, token: str = "token") -> bytes:  # noqa: S107  
             continue  # it does not listen yet
 
 
-def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path) -> None:
+def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is measured with each number of calls in flight; the exit code is the verdict; the snapshot stays whole."""
     if machine.cores() is None:
         pytest.skip("this machine has one core")
+    for name, patience_ms in (("REDIS_TIMEOUT_MS", "10000"), ("DEFAULT_DEADLINE_MS", "20000")):
+        monkeypatch.setenv(f"MANTEL_{name}", patience_ms)  # the machine may be busy
     before = sorted(path.name for path in built.rglob("*"))
     words = ["bench", "--data", str(built), "--state", str(tmp_path / "state"), "--rounds", "1", "--seconds", "0.5"]
     allowed = os.sched_getaffinity(0)
@@ -259,7 +261,7 @@ def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path) -> No
     found = {(one["name"], one["in_flight"]) for one in told["rows"]}
     names = set(ROLES.values()) - (set() if told["twin_stages"] else {ROLES["twin"]})
     assert found >= {(name, number) for name in names for number in (1, 4)}
-    assert all(one["rate"] > 0 and one["failed"] == 0 for one in told["rows"])
+    assert not [one for one in told["rows"] if one["rate"] == 0 or one["failed"]]
     assert done.exit_code == (2 if told["verdict"]["doubts"] else done.exit_code)
     assert os.sched_getaffinity(0) == allowed
     assert sorted(path.name for path in built.rglob("*")) == before
