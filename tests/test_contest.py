@@ -174,10 +174,26 @@ async def test_the_knee_is_found_where_latency_breaks(knee: float) -> None:
 
     limits = rules()["knee"]
     found = await find(probe, probe, most=1000.0, rules=limits, progress=quiet)
+    assert found is not None
     assert (1 - 2 * STEP) * knee <= found.rate <= knee
     assert asked.count((found.rate, limits["confirm_s"])) == 3
     assert asked.count((limits["share"] * found.rate, limits["search_s"])) == 2 * limits["runs"]
     assert found.p99_ms == found.constant_p99_ms == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("holds", [0.0, 0.7])
+async def test_an_unsteady_machine_has_no_knee(holds: float) -> None:
+    """Where p99 breaks at every rate, or now and then, the search ends, without one."""
+    rng, runs = np.random.default_rng(5), list[float]()
+
+    async def probe(rate: float, seconds: float) -> Load:
+        runs.append(rate)
+        good = seconds == rules()["knee"]["search_s"] or (len(runs) % 3 > 0 and rng.random() < holds)
+        latencies = np.full(10, 0.004 if good and holds else 0.1)
+        return Load(seconds=seconds, failed=0, latencies=latencies, payload=1.0, busy=0.1, late_s=0.0)
+
+    assert await find(probe, probe, most=1000.0, rules=rules()["knee"], progress=quiet) is None
+    assert len(runs) < 40
 
 
 def test_the_rules_have_both_plans() -> None:
