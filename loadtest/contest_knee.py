@@ -13,6 +13,7 @@ import numpy as np
 from loadtest.generator import Load
 
 CONFIRMATIONS: Final = 3
+TRIES: Final = 12  # runs that may confirm; a machine on which more are needed is not steady
 STEP: Final = 0.03  # of the rate, to which the knee is told
 Probe = Callable[[float, float], Awaitable[Load]]  # of a rate, for seconds
 Progress = Callable[[str, int, int], None]
@@ -30,25 +31,31 @@ class Knee:
     late_ms: float  # how late the generator sent, at the worst
 
 
-async def find(probe: Probe, constant: Probe, *, most: float, rules: Mapping[str, float], progress: Progress) -> Knee:
-    """Searches below `most`, confirms, and measures at the share; every run is `rules`' seconds long."""
+async def find(
+    probe: Probe, constant: Probe, *, most: float, rules: Mapping[str, float], progress: Progress
+) -> Knee | None:
+    """Searches below `most`, confirms, and measures at the share; None where no rate is confirmed in so many tries."""
 
     async def holds(rate: float, seconds: float) -> bool:
         load = await probe(rate, seconds)
         return load.failed == 0 and p_ms(load, 0.99) <= rules["p99_ms"]
 
     low, high = 0.0, most
-    while high - low > STEP * high:
+    while high - low > STEP * high and high > STEP * most:
         progress("search", 0, 1)
         middle = (low + high) / 2
         low, high = (middle, high) if await holds(middle, rules["search_s"]) else (low, middle)
     rate, confirmed = low, 0
-    while confirmed < CONFIRMATIONS and rate > STEP * most:
-        progress("confirm", confirmed, CONFIRMATIONS)
-        if await holds(rate, rules["confirm_s"]):
+    for number in range(TRIES):
+        progress("confirm", number, TRIES)
+        if rate and await holds(rate, rules["confirm_s"]):
             confirmed += 1
         else:
             rate, confirmed = rate * (1 - STEP), 0
+        if confirmed == CONFIRMATIONS:
+            break
+    else:
+        return None
     ours, theirs, runs = list[Load](), list[Load](), int(rules["runs"])
     for number in range(runs):
         progress("at its share", number, runs)

@@ -114,15 +114,15 @@ def raced(everybody: Field, plan: Plan, tell: Progress) -> Contest:
     return Contest(rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent)
 
 
-def sought(everybody: Field, tell: Progress) -> Knee:
-    """The knee of full pages, searched for below what a closed loop reaches."""
+def sought(everybody: Field, tell: Progress) -> Knee | None:
+    """The knee of full pages, searched for below what a closed loop reaches; None where the machine is not steady."""
     targets = {one.name: one.target for one in everybody.contestants}
     seeds = count(SEED)
 
     async def probe(name: str, rate: float, seconds: float) -> Load:
         return await opened(targets[name], rate=rate, seconds=seconds, seed=next(seeds))
 
-    async def search() -> Knee:
+    async def search() -> Knee | None:
         rules = contest.rules()["knee"]
         await closed(targets[FULL], in_flight=16, seconds=rules["search_s"])  # warms up
         most = (await closed(targets[FULL], in_flight=64, seconds=rules["search_s"])).rate

@@ -13,6 +13,8 @@ _SENTENCES = {
     "plain_to_twin": "GetHome against its twin behind FastAPI",
 }
 
+UNSTEADY = "no verdict: no rate kept its p99 in three runs one after the other; measure when the machine is quiet"
+
 
 def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
     """Rows, figures of the design with floor and aim, conditions, and doubts if there are any."""
@@ -65,6 +67,9 @@ def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
 def knee(conditions: Any, found: Any, rules: Mapping[str, Any], *, as_json: bool) -> int:
     """The knee and p99 below it; answers the exit code: 0: the floor stands, 1: it does not, 2: no verdict."""
     limits = rules["knee"]
+    if found is None:
+        print(json.dumps({"conditions": asdict(conditions), "knee": None, "exit_code": 2}) if as_json else UNSTEADY)
+        return 2
     late = found.late_ms > limits["late_ms"]
     code = 2 if late else int(found.p99_ms > limits["floor_p99_ms"])
     if as_json:

@@ -174,10 +174,26 @@ async def test_the_knee_is_found_where_latency_breaks(knee: float) -> None:
 
     limits = rules()["knee"]
     found = await find(probe, probe, most=1000.0, rules=limits, progress=quiet)
+    assert found is not None
     assert (1 - 2 * STEP) * knee <= found.rate <= knee
     assert asked.count((found.rate, limits["confirm_s"])) == 3
     assert asked.count((limits["share"] * found.rate, limits["search_s"])) == 2 * limits["runs"]
     assert found.p99_ms == found.constant_p99_ms == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("holds", [0.0, 0.7])
+async def test_an_unsteady_machine_has_no_knee(holds: float) -> None:
+    """Where p99 breaks at every rate, or now and then, the search ends, without one."""
+    rng, runs = np.random.default_rng(5), list[float]()
+
+    async def probe(rate: float, seconds: float) -> Load:
+        runs.append(rate)
+        good = seconds == rules()["knee"]["search_s"] or (len(runs) % 3 > 0 and rng.random() < holds)
+        latencies = np.full(10, 0.004 if good and holds else 0.1)
+        return Load(seconds=seconds, failed=0, latencies=latencies, payload=1.0, busy=0.1, late_s=0.0)
+
+    assert await find(probe, probe, most=1000.0, rules=rules()["knee"], progress=quiet) is None
+    assert len(runs) < 40
 
 
 def test_the_rules_have_both_plans() -> None:
@@ -247,10 +263,12 @@ def posted(port: int, user: str, token: str = "token") -> bytes:  # noqa: S107  
             continue  # it does not listen yet
 
 
-def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path) -> None:
+def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is measured with each number of calls in flight; the exit code is the verdict; the snapshot stays whole."""
     if machine.cores() is None:
         pytest.skip("this machine has one core")
+    for name, patience_ms in (("REDIS_TIMEOUT_MS", "10000"), ("DEFAULT_DEADLINE_MS", "20000")):
+        monkeypatch.setenv(f"MANTEL_{name}", patience_ms)  # the machine may be busy
     before = sorted(path.name for path in built.rglob("*"))
     words = ["bench", "--data", str(built), "--state", str(tmp_path / "state"), "--rounds", "1", "--seconds", "0.5"]
     allowed = os.sched_getaffinity(0)
@@ -259,7 +277,7 @@ def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path) -> No
     found = {(one["name"], one["in_flight"]) for one in told["rows"]}
     names = set(ROLES.values()) - (set() if told["twin_stages"] else {ROLES["twin"]})
     assert found >= {(name, number) for name in names for number in (1, 4)}
-    assert all(one["rate"] > 0 and one["failed"] == 0 for one in told["rows"])
+    assert not [one for one in told["rows"] if one["rate"] == 0 or one["failed"]]
     assert done.exit_code == (2 if told["verdict"]["doubts"] else done.exit_code)
     assert os.sched_getaffinity(0) == allowed
     assert sorted(path.name for path in built.rglob("*")) == before
