@@ -130,12 +130,13 @@ async def test_the_exit_code_is_the_verdict(published: Store, tmp_path: Path, mo
 
     async with serving(published.state, published.url) as served:
         report = tmp_path / "report.html"
-        kept = await asyncio.to_thread(loadtest, published, served.target, promise, "--json", "--html", str(report))
+        words = ("--events", "0.3", "--next-pages", "0.3", "--json", "--html", str(report))
+        kept = await asyncio.to_thread(loadtest, published, served.target, promise, *words)
         told = json.loads(kept.stdout)
         assert (kept.returncode, told["outcome"]) == (0, "pass"), kept.stderr
         assert "500 published" in told["conditions"]["listeners"]
         assert told["figures"]["codes"].keys() == {"OK"}
-        assert {"page", "events"} <= told["figures"]["by_kind"].keys()
+        assert {"page", "next page", "events"} <= told["figures"]["by_kind"].keys()
         assert "The promise is kept" in report.read_text()
         monkeypatch.setattr("server.home_service.assemble", slower)
         broken = await asyncio.to_thread(loadtest, published, served.target, strict)
