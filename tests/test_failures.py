@@ -112,16 +112,17 @@ async def test_a_stray_cancellation_is_internal(served: Served) -> None:
     assert (await get_home(served, OTHER)).code is Code.OK
 
 
-async def test_a_client_that_cancels_is_cancelled(served: Served, published: Store) -> None:
+async def test_a_client_that_cancels_is_cancelled(published: Store) -> None:
     """The call ends as CANCELLED on both sides, and the next one is answered."""
-    home: home_pb2_grpc.HomeServiceAsyncStub = home_pb2_grpc.HomeServiceStub(served.channel)
-    with silent(published):
-        asked = home.GetHome(LISTENER, metadata=served.metadata)
-        await under_way(served, asked.done)
-        assert asked.cancel()
-        assert await asked.code() is Code.CANCELLED
-    await eventually(lambda: handled(served, Code.CANCELLED) == 1)
-    assert (await get_home(served, OTHER)).code is Code.OK
+    async with serving(published.state, published.url, redis_timeout_ms=60_000.0) as served:
+        home: home_pb2_grpc.HomeServiceAsyncStub = home_pb2_grpc.HomeServiceStub(served.channel)
+        with silent(published):
+            asked = home.GetHome(LISTENER, metadata=served.metadata)
+            await under_way(served, asked.done)
+            assert asked.cancel()
+            assert await asked.code() is Code.CANCELLED
+            await eventually(lambda: handled(served, Code.CANCELLED) == 1)
+        assert (await get_home(served, OTHER)).code is Code.OK
 
 
 async def test_no_work_begins_after_the_clients_deadline(served: Served, published: Store) -> None:

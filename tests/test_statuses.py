@@ -37,6 +37,7 @@ SERVED = {
     "/mantel.events.v1.EventService/RecordEvents",
     *(f"/mantel.listeners.v1.ListenerService/{name}" for name in ("GetPreferences", "UpdatePreferences", "Forget")),
     *(ADMIN + name for name in ("GetStatus", "ListSnapshots", "ActivateSnapshot", "RollbackSnapshot")),
+    ADMIN + "RolloverWorkers",
     *(PROMOTIONS + name for name in ("ApplyBook", "GetBook", "ListPromotions", "GetStats", "ConfirmFeed")),
     *(EXPERIMENTS + name for name in ("ApplyBook", "GetBook", "ListExperiments", "ExplainAssignment")),
 }

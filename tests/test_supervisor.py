@@ -32,6 +32,7 @@ from tests.operation import (
     redis_of,
     server,
 )
+from tests.wire import untracked
 
 USERS = [f"u{number:07}" for number in range(1, 41)]
 
@@ -53,9 +54,7 @@ def state(tmp_path: Path, built: Path) -> State:
 def page_of(state: State, endpoints: Endpoints, user: str) -> home_pb2.GetHomeResponse:
     """A page over a connection of its own, without what differs from call to call."""
     with client_of(state, endpoints) as client:
-        page = client.get_home(user, timeout_s=20)
-    page.ClearField("request_id")
-    return page
+        return untracked(client.get_home(user, timeout_s=20))
 
 
 def pages_served(state: State, pid: int) -> float:
