@@ -105,6 +105,6 @@ def _told(one: Wanted, first: Any, second: Any) -> Found:
         if isinstance(answer, Exception):
             _log.warning("a plan of a page was not reached: %s", answer)
             return Unavailable("the page cannot be turned now; try again")
-    if one.frame is not None or first is None or (second is not None and int(second) >= one.at):
+    if one.frame is not None or first is None or (second is not None and float(second) >= one.at):
         return None
     return bytes(first)

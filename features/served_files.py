@@ -90,6 +90,8 @@ class ServedFiles:
         while self._handle < 0:
             path = self._folder / f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}{OPEN}"
             try:
+                if path.with_suffix(CLOSED).exists():  # one that was opened and closed in this millisecond
+                    raise FileExistsError
                 handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, _PRIVATE[1])
             except FileExistsError:
                 time.sleep(0.001)

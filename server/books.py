@@ -157,15 +157,15 @@ class Follower(ABC, Generic[BookT]):
             raise BookRefused("; ".join(f"{path}: {what}" for path, what in wrong))
         await self._put_in_force(book)
         self._refused = ("", "")
-        try:
-            await asyncio.to_thread(keep, self._state, self._kind.name, _bound(book))
-        except OSError:
-            self._log.exception("the last good book on disk stays as it was")
 
     async def _put_in_force(self, book: BookT) -> None:
         if self._archive is not None:
             await asyncio.to_thread(keep_book, self._archive, self._kind.name, _bound(book))
         told = await self._take(book)
+        try:  # before it is told to be in force: who has served it once can start with it again
+            await asyncio.to_thread(keep, self._state, self._kind.name, _bound(book))
+        except OSError:
+            self._log.exception("the last good book on disk stays as it was")
         self._book = book
         self._metrics.book_taken(self._kind.name)
         self._log.info("book %s in force, %s", book.digest[:_SHOWN], told)

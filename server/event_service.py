@@ -5,16 +5,20 @@ Hides are kept in preferences first: what is acknowledged holds from the next pa
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import numpy as np
 
 from features.errors import Exhausted, InvalidInput, MantelError
 from features.event_store import Recorded
 from features.events import Event, Seen
 from features.keys import hash64
 from features.recent_state import Did
+from features.snapshot import Snapshot
 from protos.events.v1 import events_pb2
 from server.batching import Batcher
+from server.codec import item_id_of
 from server.guard import Call
 from server.hides import Hides
 from server.metrics import Metrics
@@ -44,6 +48,7 @@ class EventService:
 
     batcher: Batcher[Sequence[Event], Recorded]
     hides: Hides
+    snapshot: Callable[[], Snapshot | None]
     keys: Callable[[], SigningKeys]
     metrics: Metrics
     now: Callable[[], float]
@@ -65,7 +70,7 @@ class EventService:
         seen = [_seen(event, keys) for event in request.events]
         both = list(zip(request.events, seen, strict=True))
         wrong = ["; ".join(_wrong_fields(event, where, now_ms)) for event, where in both]
-        events = [None if what else _event(*one) for one, what in zip(both, wrong, strict=True)]
+        events = self._named([None if what else _event(*one) for one, what in zip(both, wrong, strict=True)])
         messages = await self._hide(events, wrong)
         good = [event for event, what in zip(events, wrong, strict=True) if event is not None and not what]
         recorded = await self.batcher.submit(good, deadline=call.deadline) if good else []
@@ -85,6 +90,18 @@ class EventService:
                 self.metrics.token_refused("tracking")
         self.metrics.recorded(map(_counted, request.events, response.outcomes))
         return response
+
+    def _named(self, events: Sequence[Event | None]) -> Sequence[Event | None]:
+        """The events with the ids of the items that only tokens name; "" where the catalogue has an item no more."""
+        unnamed = [(place, event) for place, event in enumerate(events) if event is not None and not event.item_id]
+        snapshot = self.snapshot()
+        if not unnamed or snapshot is None:
+            return events
+        named = list(events)
+        rows = snapshot.rows_of(np.array([event.item_key for _, event in unnamed], np.uint64)).tolist()
+        for (place, event), row in zip(unnamed, rows, strict=True):
+            named[place] = replace(event, item_id=item_id_of(snapshot, row)) if row >= 0 else event
+        return named
 
     async def _hide(self, events: Sequence[Event | None], wrong: list[str]) -> list[str]:
         """Keeps hides, adds to what is wrong those that cannot be kept, and answers what is to be said of each."""

@@ -15,7 +15,6 @@ from features.keys import hash64
 from features.preference_store import PreferenceStore
 from features.preferences import MAX_HIDDEN, Preferences
 from features.snapshot import Snapshot
-from server.codec import item_id_of
 
 FULL: Final = f"would hide more than {MAX_HIDDEN:,} of a listener: show some again, or hide whole artists"
 UNREADABLE: Final = "the listener's preferences cannot be read, and stay as they are; Forget erases them"
@@ -41,7 +40,7 @@ class Hides:
 
     def artists_of(self, item_ids: Sequence[str]) -> list[int]:
         """The key of each item's artist; 0 where the item or its artist is not known."""
-        return [artist for _, artist in self._catalogue(map(hash64, item_ids))]
+        return self._artists(map(hash64, item_ids))
 
     async def keep(self, events: Sequence[Event]) -> list[Kept]:
         """Keeps hides, in order, those of one listener in one change; sent again they change nothing.
@@ -50,14 +49,14 @@ class Hides:
             Unavailable: the store did not take them; some may be kept.
         """
         now_ms = int(self.now() * 1000)
-        known = self._catalogue(event.item_key for event in events)
+        artists = self._artists(event.item_key for event in events)
         kept, of_listener = [Kept()] * len(events), defaultdict[str, list[tuple[int, Hide]]](list)
-        for place, (event, (name, artist)) in enumerate(zip(events, known, strict=True)):
-            item_id, whole = event.item_id or name, event.whole_artist and artist > 0
-            if not item_id:
+        for place, (event, artist) in enumerate(zip(events, artists, strict=True)):
+            whole = event.whole_artist and artist > 0
+            if not event.item_id:
                 kept[place] = Kept(refused=True, message=GONE)
                 continue
-            hide = Hide(item_id=item_id, at_ms=min(event.occurred_ms, now_ms), artist=artist if whole else 0)
+            hide = Hide(item_id=event.item_id, at_ms=min(event.occurred_ms, now_ms), artist=artist if whole else 0)
             kept[place] = Kept(message=ALONE if event.whole_artist and not whole else "")
             of_listener[event.user_id].append((place, hide))
         changes = (self._change(user, [hide for _, hide in hides]) for user, hides in of_listener.items())
@@ -66,16 +65,14 @@ class Hides:
                 kept[place] = Kept(refused=True, message=why) if why else kept[place]
         return kept
 
-    def _catalogue(self, keys: Iterable[int]) -> list[tuple[str, int]]:
-        """The id of each item and the key of its artist as the served snapshot knows them, else "" and 0."""
+    def _artists(self, keys: Iterable[int]) -> list[int]:
+        """The key of each item's artist as the served snapshot knows it, else 0."""
         wanted, snapshot = np.fromiter(keys, np.uint64), self.snapshot()
-        if snapshot is None or not len(wanted):
-            return [("", 0)] * len(wanted)
-        artists = snapshot.columns["artist_key"]
-        return [
-            (item_id_of(snapshot, row), int(artists[row])) if row >= 0 else ("", 0)
-            for row in snapshot.rows_of(wanted).tolist()
-        ]
+        if snapshot is None:
+            return [0] * len(wanted)
+        rows = snapshot.rows_of(wanted)
+        found: list[int] = np.where(rows >= 0, snapshot.columns["artist_key"][rows], 0).tolist()
+        return found
 
     async def _change(self, user_id: str, hides: Sequence[Hide]) -> list[str]:
         """Why each hide is not kept, "" where it is."""

@@ -150,13 +150,13 @@ class Snapshots:
         await self._swap(snapshot, last)
 
     async def _swap(self, snapshot: Snapshot, pointer: Pointer) -> None:
-        self.current = snapshot
-        self._date(pointer)
-        self._metrics.swapped(snapshot.manifest.items)
-        try:
+        try:  # first: who has served it once can start with it again
             await asyncio.to_thread(write_whole, self._state.pointer, pointer.to_bytes(), durable=True)
         except OSError:
             _log.exception("the pointer to the last good snapshot stays as it was")
+        self.current = snapshot
+        self._date(pointer)
+        self._metrics.swapped(snapshot.manifest.items)
         _log.info("snapshot %s in service, %d items", snapshot.digest[:12], snapshot.manifest.items)
 
     def _date(self, pointer: Pointer) -> None:

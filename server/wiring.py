@@ -158,7 +158,14 @@ def data_plane(  # the edges of a process
     event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
     preferences = PreferenceStore(redis_url, keys)
     hides = Hides(store=preferences, snapshot=lambda: snapshots.current, now=time.time)
-    events = EventService(batcher=event_batcher, hides=hides, keys=signing, metrics=metrics, now=time.time)
+    events = EventService(
+        batcher=event_batcher,
+        hides=hides,
+        snapshot=lambda: snapshots.current,
+        keys=signing,
+        metrics=metrics,
+        now=time.time,
+    )
     identities = IdentityFile(settings)
     admissions = _admissions(settings)
     guard = Guard(

@@ -129,7 +129,13 @@ class TestSurfaces:
         path.write_text(surfaces_text())
         found = load_surfaces(path)
         (base,) = load_surfaces(DEFAULT_SURFACES)["evaluation"].shelves
-        free = {"artist_cap": 0.0, "album_cap": 0.0, "artist_gap": 0.0, "page_artist_cap": 0.0}
+        free = {
+            "artist_cap": 0.0,
+            "album_cap": 0.0,
+            "artist_gap": 0.0,
+            "page_artist_cap": 0.0,
+            "impression_discount": 0.0,
+        }
         assert list(found) == [variant.surface for variant in VARIANTS]
         for variant in VARIANTS:
             surface = found[variant.surface]

@@ -129,12 +129,17 @@ def test_pages_differ_from_organic_ones_in_the_place_only(snapshot: Snapshot, re
             params = {name: query.surface.params[place] for name, place in INDEX.items()}
             check_organic_rules(asked, home, params)
             told = Counter(home.fates)
-            changed = sum(differs(snapshot, home, *pair) for pair in zip(home.shelves, organic.shelves, strict=True))
+            changed = sum(differs(snapshot, home, *pair) for pair in zip(whole(home), whole(organic), strict=True))
             assert told[Fate.OUTDRAWN] == changed
             told.update({Fate.KEPT: changed, Fate.OUTDRAWN: -changed})
             assert {fate: count for fate, count in told.items() if count} == organic.fates
             drawn, page = drawn + changed, page + 1
     assert drawn > 300
+
+
+def whole(home: Home) -> tuple[Shelf, ...]:
+    """The shelves of a page, those on later parts of it too."""
+    return (*home.shelves, *home.later)
 
 
 def differs(snapshot: Snapshot, home: Home, shelf: Shelf, organic: Shelf) -> int:

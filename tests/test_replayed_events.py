@@ -21,12 +21,7 @@ KINDS = [
 
 async def page(served: Served, user_id: str) -> home_pb2.GetHomeResponse:
     """A listener's page in the session, without what names the call."""
-    told = page_of(await get_home(served, home_pb2.GetHomeRequest(user_id=user_id, session_id="s")))
-    for shelf in told.shelves:
-        for item in shelf.items:
-            item.ClearField("tracking_token")  # it names the page
-    told.ClearField("next_page_token")
-    return told
+    return page_of(await get_home(served, home_pb2.GetHomeRequest(user_id=user_id, session_id="s")))
 
 
 async def test_replayed_and_reordered_events_change_nothing(published: Store) -> None:
@@ -68,8 +63,8 @@ async def test_replayed_and_reordered_events_change_nothing(published: Store) ->
 
 
 def forget(store: Store) -> None:
-    """Takes the listeners' recent state away, and that their events are known."""
-    names = [store.keys.state(user) for user in LISTENERS]
+    """Takes away the listeners' recent state, what they hid, and that their events are known."""
+    names = [key(user) for user in LISTENERS for key in (store.keys.state, store.keys.preferences)]
     seen = [name for name in store.client.scan_iter(count=1000) if b":seen:" in name]
     assert seen
     store.client.delete(*names, *seen)

@@ -117,7 +117,7 @@ def ids_of(blocks: list[Block]) -> list[str]:
     return sorted(page.page_id for block in blocks for page in block.pages)
 
 
-def forget(store: Store, user: str, at: int) -> None:
+def forget(store: Store, user: str, at: float) -> None:
     """Leaves a tombstone."""
     store.client.hset(store.keys.forgotten(partition(user)), tombstone(user), at)
 
@@ -226,7 +226,7 @@ def test_a_page_counts_once_when_runs_are_killed(store: Store, tmp_path: Path) -
 
 
 def test_pages_of_the_forgotten_stay_out(store: Store, tmp_path: Path) -> None:
-    """What was served before a listener was forgotten, or in the same second, is not drained; what came after is."""
+    """What was served before a listener was forgotten, or in the same millisecond, is not drained; what came after is."""
     blocks, out = some(40), tmp_path / "out"
     write(store.state, blocks)
     noon = START_MS // 1000 + 43_200
@@ -234,7 +234,7 @@ def test_pages_of_the_forgotten_stay_out(store: Store, tmp_path: Path) -> None:
         forget(store, user, noon)
     report = drained(store, out)
     of_them = [page for block in blocks for page in block.pages if page.user_id in {"u1", "u2", "u3"}]
-    before = {page.page_id for page in of_them if page.served_ms // 1000 <= noon}
+    before = {page.page_id for page in of_them if page.served_ms <= noon * 1000}
     assert 0 < len(before) < len(of_them)
     assert report.forgotten == len(before)
     assert ids(out) == sorted(set(ids_of(blocks)) - before)
@@ -302,7 +302,7 @@ async def test_samples_of_the_forgotten_are_dropped(published: Store, tmp_path: 
     async with serving(published.state, published.url, replay_sample=1.0) as one:
         for user in (marker, "u0000001", marker, "u0000002"):
             await one.get_home(user)
-    forget(published, marker, int(time.time()))
+    forget(published, marker, time.time())
     report = drained(published, tmp_path / "out")
     assert report.forgotten == 4  # two pages, two samples
     assert [one.user_id for one in samples_in(published.state.served_samples) if one] == ["u0000001", "u0000002"]

@@ -88,8 +88,8 @@ def surfaces_text(variants: Sequence[Variant] = VARIANTS) -> str:
 
 
 def _surface(variant: Variant) -> str:
-    params = {"artist_cap": 0, "album_cap": 0, "artist_gap": 0, "page_artist_cap": 0, **variant.params}
-    preset = ", ".join(f"{name} = {json.dumps(value)}" for name, value in params.items())
+    params = {"artist_cap": 0, "album_cap": 0, "artist_gap": 0, "page_artist_cap": 0, "impression_discount": 0}
+    preset = ", ".join(f"{name} = {json.dumps(value)}" for name, value in (params | dict(variant.params)).items())
     return f"""\
 [{variant.surface}]
 dedupe = false

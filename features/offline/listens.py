@@ -32,11 +32,14 @@ def _is_stale(day: Path, listens: Path) -> bool:
 
 
 def _write_day(day: Path, listens: Path) -> int:
-    """A play and a complete of the same listening are one: what there are more of counts."""
+    """A play and a complete of the same listening are one: what there are more of counts.
+
+    What no catalogue knew by its key when the event came has no id, and cannot be trained on.
+    """
     plays, completes = ((pl.col("kind") == kind).sum() for kind in ("play", "complete"))
     rows = (
         pl.scan_parquet(sorted(day.glob("part-*.parquet")))
-        .filter(pl.col("kind").is_in(["play", "complete"]))
+        .filter(pl.col("kind").is_in(["play", "complete"]) & (pl.col("item_id") != ""))
         .group_by("user_id", "item_id")
         .agg(plays=pl.max_horizontal(plays, completes).cast(pl.Int64), last_played_at=pl.col("occurred_at").max())
         .sort("user_id", "item_id")

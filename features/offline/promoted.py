@@ -55,7 +55,7 @@ class Cost:
 
 def surface_text(params: Mapping[str, float]) -> str:
     """A surfaces file with the one surface that is measured."""
-    free = {"artist_cap": 0, "album_cap": 0, "artist_gap": 0, "page_artist_cap": 0, **params}
+    free = {"artist_cap": 0, "album_cap": 0, "artist_gap": 0, "page_artist_cap": 0, "impression_discount": 0, **params}
     return f"""\
 [{SURFACE}]
 dedupe = false

@@ -36,7 +36,7 @@ ROUND_BYTES: Final = 1 << 26  # of files that become parts together: 40,000 page
 ROUND: Final = "round.json"
 ITEMS_FOLDER, PAGES_FOLDER = "served", "pages"
 Progress = Callable[[str, int, int], None]  # stage, done, total
-Forgotten = Callable[[Iterable[str]], dict[str, int]]
+Forgotten = Callable[[Iterable[str]], dict[str, int]]  # unix milliseconds by user id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ def drain_served(client: redis.Redis, keys: Keys, state: State, out: Path, *, pr
 
     def gone(users: Iterable[str]) -> dict[str, int]:
         try:
-            return {user: int(at) for user, at in forgotten(client, keys, users).items()}
+            return {user: round(at * 1000) for user, at in forgotten(client, keys, users).items()}
         except redis.RedisError as error:
             raise Unavailable(f"Redis: {error}") from error
 
@@ -165,11 +165,11 @@ def _read(files: list[Path]) -> tuple[list[Block], int]:
 
 
 def _kept(rows: pl.DataFrame, when: dict[str, int]) -> pl.DataFrame:
-    """The rows but those of listeners who were forgotten afterwards, or in the same second."""
+    """The rows but those of listeners who were forgotten afterwards, or in the same millisecond."""
     if not when:
         return rows
     until = pl.col("user_id").replace_strict(when, default=-1, return_dtype=pl.Int64)
-    return rows.filter(pl.col("served_at").dt.epoch("s") > until)
+    return rows.filter(pl.col("served_at").dt.epoch("ms") > until)
 
 
 def _drop_samples(folder: Path, gone: Forgotten) -> int:
@@ -181,7 +181,7 @@ def _drop_samples(folder: Path, gone: Forgotten) -> int:
         except FileNotFoundError:
             continue
         when = gone({user for user, _ in served})
-        if any(ms < (when.get(user, -1) + 1) * 1000 for user, ms in served):
+        if any(ms <= when.get(user, -1) for user, ms in served):
             dropped += _rewrite(path, when)
     return dropped
 
@@ -209,7 +209,7 @@ def _may_stay(frame: Frame, when: dict[str, int]) -> bool:
         sample = decode_sample(frame.body)
     except ValueError:
         return False  # nobody can say whose it is
-    return sample.served_ms >= (when.get(sample.user_id, -1) + 1) * 1000
+    return sample.served_ms > when.get(sample.user_id, -1)
 
 
 def _added(one: ServedReport, other: ServedReport) -> ServedReport:
