@@ -13,8 +13,8 @@ help: ## list the verbs
 demo: .venv/.ready ## a listening world, trained, published, served; prints a Home (ONCE=1: then exits)
 	$(BIN)/mantel demo $(if $(ONCE),--once)
 
-test: .venv/.ready ## all tests (ARGS="-k home": some)
-	$(BIN)/pytest $(ARGS)
+test: .venv/.ready ## all tests, on two cores (ARGS="-k home": some, on one)
+	$(BIN)/pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 bench: .venv/.ready ## pages against what gRPC costs by itself and against a twin (ARGS="--quick": in 3 minutes)
 	$(BIN)/mantel bench $(ARGS)
@@ -30,7 +30,7 @@ protos: .venv/.ready ## generated code and stubs, beside the contract
 		--mypy_out=$(OUT) --mypy_grpc_out=$(OUT) protos/*/v1/*.proto
 
 lock: .venv/.ready ## requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --only-binary :all: \
+	$(BIN)/uv pip compile pyproject.toml --group dev --group bench --universal --fork-strategy fewest --only-binary :all: \
 		--generate-hashes --custom-compile-command "make lock" --quiet --output-file requirements.lock $(if $(UPGRADE),--upgrade)
 
 .venv/.ready: requirements.lock pyproject.toml
