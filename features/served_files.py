@@ -89,9 +89,10 @@ class ServedFiles:
         self._make_room()
         while self._handle < 0:
             path = self._folder / f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}{OPEN}"
+            if path.with_suffix(CLOSED).exists():  # one that was opened and closed in this millisecond
+                time.sleep(0.001)
+                continue
             try:
-                if path.with_suffix(CLOSED).exists():  # one that was opened and closed in this millisecond
-                    raise FileExistsError
                 handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, _PRIVATE[1])
             except FileExistsError:
                 time.sleep(0.001)

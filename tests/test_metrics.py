@@ -153,10 +153,10 @@ def test_every_instrument_moves(state: State, endpoints: Endpoints, second: Path
         promotions = promoted(store, ({"id": "all"}, EVERYTHING)).digest
         eventually(lambda: all(beat.promotion_book == promotions for beat in state.heartbeats()))
     call(state, endpoints, 1)
-    with client_of(state, endpoints) as client:
-        client.get_home("u0000001", page_size=1, timeout_s=20)
+    with client_of(state, endpoints) as caller:
+        caller.get_home("u0000001", page_size=1, timeout_s=20)
         with pytest.raises(grpc.RpcError):
-            client.get_home("u0000001", page_token="no-token", timeout_s=20)  # noqa: S106
+            caller.get_home("u0000001", page_token="no-token", timeout_s=20)  # noqa: S106
     record_one(state, endpoints)
     registry = CollectorRegistry()
     Metrics(registry).published(0.0)  # declared when there is something to tell

@@ -226,7 +226,7 @@ def test_a_page_counts_once_when_runs_are_killed(store: Store, tmp_path: Path) -
 
 
 def test_pages_of_the_forgotten_stay_out(store: Store, tmp_path: Path) -> None:
-    """What was served before a listener was forgotten, or in the same millisecond, is not drained; what came after is."""
+    """What was served before a listener was forgotten, to the millisecond, is not drained; what came after is."""
     blocks, out = some(40), tmp_path / "out"
     write(store.state, blocks)
     noon = START_MS // 1000 + 43_200
