@@ -15,6 +15,7 @@ from loadtest import machine
 from loadtest.generator import Load, Target, closed
 
 RULES: Final = Path(__file__).with_name("bench.toml")
+SHELVES: Final = Path(__file__).with_name("bench_surfaces.toml")  # six of twelve items
 Progress = Callable[[str, int, int], None]
 
 

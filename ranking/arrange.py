@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.snapshot import Limit, Snapshot
 from ranking.compiled import compiled
-from ranking.diversify import NEVER, Genres, Opens, Pool, by_score, calibrated, dpp, mmr, units
+from ranking.diversify import NEVER, Genres, Opens, Pool, Vectors, by_score, calibrated, dpp, mmr, units
 from ranking.params import DIVERSITY, INDEX, Params
 from ranking.surfaces import RESERVE
 from ranking.types import Candidates, Fate, Lines
 
 _SHARED: Final = int(Limit.SHARED)
+_KEPT: Final = int(Fate.KEPT)  # numba compares arrays with numbers only
 _METHOD: Final = INDEX["diversity"]
 _POOL: Final = INDEX["diversity_pool"]
 _ARTIST_CAP, _ALBUM_CAP, _GAP = (INDEX[name] for name in ("artist_cap", "album_cap", "artist_gap"))
@@ -74,7 +75,7 @@ def _arrange(
         ranked = _ranked(rows[line], scores[line], fate[line])
         _keep_one_release(by, ranked, rows[line], fate[line])
         quota = RESERVE * by.size[line]
-        kept = np.array([place for place in ranked if fate[line, place] == Fate.KEPT], np.int64)
+        kept = ranked[fate[line][ranked] == _KEPT]
         most = max(int(by.params[line, _POOL]), quota)
         chosen, opens = _choose(by, line, rows[line][kept[:most]], scores[line][kept[:most]], quota)
         while chosen[quota - 1] < 0 and most < len(kept):  # caps have eaten the pool
@@ -92,10 +93,15 @@ def _arrange(
 @compiled
 def _ranked(rows: NDArray[np.int64], scores: NDArray[np.float64], fate: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The places of what was kept, by score, ties by row; what has no finite score is left out."""
-    places = np.array(
-        [one for one in range(len(rows)) if fate[one] == Fate.KEPT and np.isfinite(scores[one])], np.int64
-    )
-    ranked = places[np.argsort(-scores[places], kind="mergesort")]
+    places, count, falling = np.empty(len(rows), np.int64), 0, True
+    for one in range(len(rows)):
+        if fate[one] == Fate.KEPT and np.isfinite(scores[one]):
+            places[count] = one
+            falling &= count == 0 or scores[places[count - 1]] >= scores[one]
+            count += 1
+    ranked = places[:count]
+    if not falling:  # as what retrieval found mostly is
+        ranked = ranked[np.argsort(-scores[ranked], kind="mergesort")]
     for number in range(1, len(ranked)):  # stable by place, but ties go by row
         one, at = ranked[number], number
         while at > 0 and scores[ranked[at - 1]] == scores[one] and rows[ranked[at - 1]] > rows[one]:
@@ -110,12 +116,16 @@ def _keep_one_release(
     by: Arranged, ranked: NDArray[np.int64], rows: NDArray[np.int64], fate: NDArray[np.uint8]
 ) -> None:
     """Marks what is of the same recording as something better."""
-    shared = np.array([place for place in ranked if by.limits[rows[place]] & _SHARED], np.int64)
-    for number in range(1, len(shared)):
-        for better in shared[:number]:
-            if by.recording[rows[better]] == by.recording[rows[shared[number]]]:
-                fate[shared[number]] = Fate.SAME_RECORDING
+    shared, count = np.empty(len(ranked), np.int64), 0
+    for place in ranked:
+        if not by.limits[rows[place]] & _SHARED:
+            continue
+        for better in shared[:count]:
+            if by.recording[rows[better]] == by.recording[rows[place]]:
+                fate[place] = Fate.SAME_RECORDING
                 break
+        shared[count] = place
+        count += 1
 
 
 @compiled
@@ -134,7 +144,7 @@ def _choose(
     )
     method = int(params[_METHOD])
     if method == _MMR:
-        opens = mmr(pool, units(by.vector, rows), params[_LAMBDA], by.size[line], chosen)
+        opens = mmr(pool, Vectors(by.vector, rows), params[_LAMBDA], by.size[line], chosen)
     elif method == _DPP:
         opens = dpp(pool, units(by.vector, rows), params[_THETA], by.size[line], chosen)
     elif method == _CALIBRATED:

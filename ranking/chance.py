@@ -3,6 +3,7 @@
 SplitMix64 (Steele, Lea and Flood 2014): the key's own sequence, entered at any place.
 """
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -20,8 +21,11 @@ _30, _27, _31, _11 = (np.uint64(bits) for bits in (30, 27, 31, 11))  # an int be
 def keys_of(queries: tuple[HomeQuery, ...], lines: Lines, here: NDArray[np.int64]) -> NDArray[np.uint64]:
     """A key for each of some lines: of listener, session, surface and shelf, `[line]`."""
     keys = np.array([query.seed for query in queries], np.uint64)[lines.query[here]]
-    keys += np.array([hash64(lines.specs[line].id) for line in here.tolist()], np.uint64)
+    keys += np.array([_hashed(lines.specs[line].id) for line in here.tolist()], np.uint64)
     return keys
+
+
+_hashed = lru_cache(maxsize=1024)(hash64)  # shelves are few
 
 
 @compiled

@@ -24,12 +24,25 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """Compiles on the first call with arguments of a type, or loads what an earlier process compiled.
 
-    Sums keep the order that is written: no fast-math, so a line's numbers are the same in every batch.
+    Sums keep the order that is written, so a line's numbers are the same in every batch, and on every processor.
     """
+    return _compiled(function, frozenset())
+
+
+def summed(function: Function) -> Function:
+    """Likewise, but sums may be added up in lanes: their order follows from the length and the processor alone.
+
+    A product of 64 dimensions takes 3.4 ns so, 29 in four lanes written out, which LLVM does not put side by side.
+    """
+    return _compiled(function, frozenset({"reassoc", "nsz"}))
+
+
+def _compiled(function: Function, fastmath: frozenset[str]) -> Function:
     cache = _cache()
     if cache is not None:
         vars(config)["CACHE_DIR"] = str(cache)
-    return cast("Function", njit(cache=cache is not None, nogil=True, error_model="numpy")(function))
+    made = njit(cache=cache is not None, nogil=True, error_model="numpy", fastmath=set(fastmath))
+    return cast("Function", made(function))
 
 
 @contextmanager

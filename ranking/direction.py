@@ -17,6 +17,7 @@ _NORMALS: Final = 1 << 20  # where a key's numbers for the perpendicular begin; 
 _MOST: Final = 1e10  # beyond it rounding decides
 
 
+@compiled
 def concentration(noise: Floats, dimension: int) -> Floats:
     """The kappa of a noise, by the mean resultant length (Banerjee et al. 2005); infinite where there is no noise.
 
@@ -25,7 +26,7 @@ def concentration(noise: Floats, dimension: int) -> Floats:
     square = noise**2
     share = square / (1 + square)  # 1 - the mean cosine squared
     kappa = np.sqrt(1 - share) * (dimension - 1 + share) / np.where(share > 0, share, 1)
-    return np.asarray(np.where(share > 0, np.minimum(kappa, _MOST), np.inf))
+    return np.where(share > 0, np.minimum(kappa, _MOST), np.inf)
 
 
 @compiled

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.compiled import compiled
+from ranking.compiled import compiled, summed
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.float32]  # [D, candidate]: candidates last, so that products of all with one vector add up in step
@@ -22,6 +22,7 @@ Opens = NDArray[
 
 NEVER: Final = 1 << 30
 _STOP: Final = 1e-10
+_BLOCK: Final = 16  # candidates
 _NOISE: Final = 1e-6  # what float32 products leave of a duplicate: 4.8e-7 measured
 _SPANNED: Final = 1e-4  # a shorter rest of a unit vector adds no direction
 _KEEP: Final = 0.01  # a of q~ = (1-a)q + a p
@@ -39,6 +40,13 @@ class Pool(NamedTuple):
     gap: int  # how many picks stand at least between two of one artist
 
 
+class Vectors(NamedTuple):
+    """Where the candidates' vectors are: most are never looked at."""
+
+    items: NDArray[np.float32]  # [item, D]
+    rows: NDArray[np.int64]  # [candidate]
+
+
 class Genres(NamedTuple):
     """The candidates' distributions over genres, and the one that the line should come near."""
 
@@ -52,29 +60,49 @@ def by_score(pool: Pool, picks: Picks) -> Opens:
     """The best by relevance."""
     opens = np.zeros(len(pool.relevance), np.int64)
     for number in range(len(picks)):
-        picks[number] = _best(pool.relevance, opens, number)
+        picks[number] = -1
+        for one in range(len(opens)):
+            if opens[one] <= number:  # relevance falls
+                picks[number] = one
+                break
         _hold(pool, picks, number, opens)
     return opens
 
 
 @compiled
-def mmr(pool: Pool, unit: Units, strength: float, shown: int, picks: Picks) -> Opens:
+def mmr(pool: Pool, vectors: Vectors, strength: float, shown: int, picks: Picks) -> Opens:
     """Maximal marginal relevance: argmax l*rel - (1-l)*max(0, cosine to a pick); l = 1 is by score (Carbonell 1998).
 
-    A zero vector is like nothing.
+    A zero vector is like nothing. What a candidate was worth bounds what it is worth, for picks only add to what it is
+    near: only the best is valued anew, until the best is new.
     """
     size = len(pool.relevance)
-    opens, near, cosine = np.zeros(size, np.int64), np.zeros(size, np.float32), np.empty(size, np.float32)
-    value = strength * pool.relevance
+    opens, valued, near = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size)
+    value, tops, length = strength * pool.relevance, _no_tops(size), _lengths(vectors)
     for number in range(len(picks)):
-        pick = picks[number] = _best(value, opens, number)
+        count = min(number, shown) if strength < 1 else 0
+        best = _best_of_all(value, opens, number, tops)
+        while best >= 0 and valued[best] < count:
+            own = vectors.items[vectors.rows[best]]
+            for pick in picks[valued[best] : count]:
+                if pick >= 0 and length[pick] * length[best] > 0:
+                    product = dot(own, vectors.items[vectors.rows[pick]])
+                    near[best] = max(near[best], product / (length[pick] * length[best]))
+            valued[best] = count
+            value[best] = strength * pool.relevance[best] - (1 - strength) * near[best]
+            best = _best_again(value, opens, number, tops, best)
+        picks[number] = best
         _hold(pool, picks, number, opens)
-        if pick >= 0 and number < shown and strength < 1:
-            _along(unit, unit[:, pick], cosine)
-            for one in range(size):
-                near[one] = max(near[one], cosine[one])
-                value[one] = strength * pool.relevance[one] - (1 - strength) * near[one]
     return opens
+
+
+@compiled
+def _lengths(vectors: Vectors) -> Floats:
+    lengths = np.empty(len(vectors.rows))
+    for one in range(len(lengths)):
+        own = vectors.items[vectors.rows[one]]
+        lengths[one] = np.sqrt(dot(own, own))
+    return lengths
 
 
 @compiled
@@ -96,7 +124,8 @@ def dpp(pool: Pool, unit: Units, theta: float, shown: int, picks: Picks) -> Open
             gain[one] = weight * left[one] if left[one] >= _NOISE else 0.0
             if opens[one] <= number:
                 most = max(most, gain[one])
-        pick = picks[number] = _best(pool.relevance if most < _STOP else gain, opens, number)
+        value = pool.relevance if most < _STOP else gain
+        pick = picks[number] = _best_between(value, opens, number, 0, size)
         _hold(pool, picks, number, opens)
         if pick >= 0 and number < shown and not np.isinf(theta):
             found = unit[:, pick].astype(np.float64)
@@ -120,22 +149,17 @@ def calibrated(pool: Pool, genres: Genres, strength: float, shown: int, picks: P
     candidate was worth bounds what it is worth: only the best is valued anew, until the best is new.
     """
     size = len(pool.relevance)
-    opens, valued = np.zeros(size, np.int64), np.full(size, -1)
-    value, held = np.full(size, np.inf), np.zeros(len(genres.target))
+    opens, valued = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    value, tops, held = np.empty(size), _no_tops(size), np.zeros(len(genres.target))
+    for one in range(size):
+        value[one] = (1 - strength) * pool.relevance[one] + strength * _added(genres, one, 0, held)
     for number in range(len(picks)):
         count = min(number, shown)
-        best = _best(value, opens, number)
+        best = _best_of_all(value, opens, number, tops)
         while best >= 0 and valued[best] < count:
-            added = 0.0
-            for slot in range(genres.genre.shape[1]):
-                genre = genres.genre[best, slot]
-                share = genres.target[genre] if genre >= 0 else 0.0
-                if share > _ABSENT:
-                    floor = (count + 1) * share * _KEEP / (1 - _KEEP)
-                    added += share * np.log1p(genres.weight[best, slot] / (held[genre] + floor))
-            value[best] = (1 - strength) * pool.relevance[best] + strength * added
+            value[best] = (1 - strength) * pool.relevance[best] + strength * _added(genres, best, count, held)
             valued[best] = count
-            best = _best(value, opens, number)
+            best = _best_again(value, opens, number, tops, best)
         picks[number] = best
         _hold(pool, picks, number, opens)
         if best >= 0 and number < shown:
@@ -143,6 +167,19 @@ def calibrated(pool: Pool, genres: Genres, strength: float, shown: int, picks: P
                 if genres.genre[best, slot] >= 0:
                     held[genres.genre[best, slot]] += genres.weight[best, slot]
     return opens
+
+
+@compiled
+def _added(genres: Genres, one: int, count: int, held: Floats) -> float:
+    """What a candidate adds to sum_g p log q~, with so many picks that hold so much of each genre."""
+    added = 0.0
+    for slot in range(genres.genre.shape[1]):
+        genre = genres.genre[one, slot]
+        share = genres.target[genre] if genre >= 0 else 0.0
+        if share > _ABSENT:
+            floor = (count + 1) * share * _KEEP / (1 - _KEEP)
+            added += share * np.log(1 + genres.weight[one, slot] / (held[genre] + floor))
+    return added
 
 
 @compiled
@@ -157,29 +194,54 @@ def units(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> Units:
     return unit
 
 
-@compiled
+@summed
 def dot(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    """The inner product, added up in four lanes: a third of the time of one, and always in the same order."""
-    first, second, third, fourth = 0.0, 0.0, 0.0, 0.0
-    whole = len(left) // 4 * 4
-    for at in range(0, whole, 4):
-        first += left[at] * right[at]
-        second += left[at + 1] * right[at + 1]
-        third += left[at + 2] * right[at + 2]
-        fourth += left[at + 3] * right[at + 3]
-    for at in range(whole, len(left)):
-        first += left[at] * right[at]
-    return first + second + third + fourth
+    """The inner product."""
+    total = np.float32(0)
+    for at in range(len(left)):
+        total += left[at] * right[at]
+    return float(total)
 
 
 @compiled
-def _best(value: Floats, opens: NDArray[np.int64], number: int) -> int:
-    """The best candidate that may be picked now; -1: none."""
+def _best_between(value: Floats, opens: NDArray[np.int64], number: int, first: int, last: int) -> int:
+    """The best of some candidates that may be picked now; -1: none."""
     best = -1
-    for one in range(len(value)):
+    for one in range(first, last):
         if opens[one] <= number and (best < 0 or value[one] > value[best]):
             best = one
     return best
+
+
+@compiled
+def _no_tops(size: int) -> NDArray[np.int64]:
+    """Room for the best of each block of candidates: a value that changes costs a look at its block, not at all."""
+    return np.full((size + _BLOCK - 1) // _BLOCK, -1)
+
+
+@compiled
+def _best_of_all(value: Floats, opens: NDArray[np.int64], number: int, tops: NDArray[np.int64]) -> int:
+    """The best of the candidates that may be picked now, with the best of each block put into `tops`."""
+    for block in range(len(tops)):
+        tops[block] = _best_between(value, opens, number, block * _BLOCK, min((block + 1) * _BLOCK, len(value)))
+    return _best_top(value, tops)
+
+
+@compiled
+def _best_again(value: Floats, opens: NDArray[np.int64], number: int, tops: NDArray[np.int64], changed: int) -> int:
+    """The best once one value has changed."""
+    block = changed // _BLOCK
+    tops[block] = _best_between(value, opens, number, block * _BLOCK, min((block + 1) * _BLOCK, len(value)))
+    return _best_top(value, tops)
+
+
+@compiled
+def _best_top(value: Floats, tops: NDArray[np.int64]) -> int:
+    best = -1
+    for top in tops:
+        if top >= 0 and (best < 0 or value[top] > value[best]):
+            best = top
+    return int(best)
 
 
 @compiled

@@ -10,11 +10,19 @@ from features.snapshot import Limit, Snapshot
 from ranking.compiled import compiled
 from ranking.hidden import among, by_hidden, pairs
 from ranking.history import History
+from ranking.surfaces import CODES
 from ranking.types import Candidates, Fate, HomeQuery, Lines, Pairs
 
 _RESTRICTED: Final = int(Limit.MARKETS)
 _EXPLICIT: Final = int(Limit.EXPLICIT)
 _WINDOWED: Final = int(Limit.WINDOW)
+
+
+class Played(NamedTuple):
+    """What each listener played, as tables to look rows up in: by their last bits, in the next free slot."""
+
+    start: NDArray[np.int64]  # [query + 1]; query q owns slots start[q]:start[q + 1], a power of two of them
+    slots: NDArray[np.int64]  # rows; -1: free
 
 
 class Rules(NamedTuple):
@@ -30,7 +38,7 @@ class Rules(NamedTuple):
     hidden_start: NDArray[np.int64]  # [query + 1]; query q hid hidden_artists[hidden_start[q]:hidden_start[q + 1]]
     hidden_artists: NDArray[np.uint64]
     excluded: Pairs
-    played: Pairs
+    played: Played
     limits: NDArray[np.uint8]  # [item], as the columns below
     market_bits: NDArray[np.uint64]
     available_from: NDArray[np.int64]
@@ -63,10 +71,41 @@ def _mark(rules: Rules, rows: NDArray[np.int64], fate: NDArray[np.uint8]) -> Non
                 fate[line, place] = Fate.HIDDEN
             elif among(rules.excluded, query, row):
                 fate[line, place] = Fate.EXCLUDED
-            elif skip_played and among(rules.played, query, row):
+            elif skip_played and has_played(rules.played, query, row):
                 fate[line, place] = Fate.PLAYED
             elif genre >= 0 and off_genre(rules.genres, row, genre):
                 fate[line, place] = Fate.OFF_GENRE
+
+
+@compiled
+def _tables(start: NDArray[np.int64], rows: NDArray[np.int64]) -> Played:
+    """Twice as many slots as rows at least: a row that is not there, as most are not, is told by its first slot."""
+    begin = np.zeros(len(start), np.int64)
+    for query in range(len(start) - 1):
+        size = 1
+        while size < 2 * (start[query + 1] - start[query] + 1):
+            size *= 2
+        begin[query + 1] = begin[query] + size
+    slots = np.full(begin[-1], -1)
+    for query in range(len(start) - 1):
+        for row in rows[start[query] : start[query + 1]]:
+            place, mask = row, begin[query + 1] - begin[query] - 1
+            while slots[begin[query] + (place & mask)] >= 0:
+                place += 1
+            slots[begin[query] + (place & mask)] = row
+    return Played(begin, slots)
+
+
+@compiled
+def has_played(played: Played, query: int, row: int) -> bool:
+    """Whether the listener of a query plays an item."""
+    begin = played.start[query]
+    place, mask = row, played.start[query + 1] - begin - 1
+    while True:
+        found = played.slots[begin + (place & mask)]
+        if found < 0 or found == row:
+            return bool(found == row)
+        place += 1
 
 
 @compiled
@@ -84,7 +123,10 @@ def unavailable(available_from: NDArray[np.int64], available_until: NDArray[np.i
 @compiled
 def off_genre(genres: NDArray[np.int16], row: int, wanted: int) -> bool:
     """Whether an item is not of the genre of the shelf that it was found for."""
-    return not np.any(genres[row] == wanted)
+    for genre in genres[row]:  # noqa: SIM110  # `all` of a generator is not compiled; np.any makes an array each time
+        if genre == wanted:
+            return False
+    return True
 
 
 def permitted(
@@ -103,7 +145,7 @@ def permitted(
         hidden_start=np.zeros(2, np.int64),
         hidden_artists=np.empty(0, np.uint64),
         excluded=nothing,
-        played=nothing,
+        played=Played(np.arange(2), np.full(1, -1)),
         limits=columns["limits"],
         market_bits=columns["market_bits"],
         available_from=columns["available_from"],
@@ -124,7 +166,7 @@ def drop(
     columns = snapshot.columns
     rules = Rules(
         query=lines.query,
-        genre=np.where(lines.source == "genre", lines.subject, -1),
+        genre=np.where(lines.source == CODES["genre"], lines.subject, -1),
         skip_played=lines.skip_played,
         market=np.array([snapshot.market_index.get(name, -1) for name in lines.market], np.int64),
         allow_explicit=lines.allow_explicit,
@@ -133,7 +175,7 @@ def drop(
         hidden_start=lines.hidden.artist_start,
         hidden_artists=lines.hidden.artists,
         excluded=pairs(snapshot, (query.excluded for query in queries)),
-        played=np.sort(history.query << 32 | history.row),
+        played=_tables(history.start, history.row),
         limits=columns["limits"],
         market_bits=columns["market_bits"],
         available_from=columns["available_from"],

@@ -17,7 +17,7 @@ from ranking.history import History
 def fold_in(listeners: Listeners, history: History, snapshot: Snapshot) -> Listeners:
     """The listeners, with vector and genre weights for each who has plays but no vector."""
     unheard = np.isin(listeners.known, (Known.LATE, Known.DOWN))
-    placeless = ~unheard & ~listeners.vectors.any(axis=1) & (np.diff(history.start) > 0)
+    placeless = ~unheard & ~listeners.vectors.any(axis=1) & (history.start[1:] > history.start[:-1])
     if not placeless.any():
         return listeners
     vectors, weights = listeners.vectors.copy(), listeners.genre_weights.copy()

@@ -41,6 +41,7 @@ from ranking.types import (
 )
 
 STAGES: Final = ("assign", "draw", "retrieve", "filter", "score", "arrange", "layout", "explore", "promote")
+_TOLD: Final = tuple(fate for fate in Fate if fate is not Fate.PADDING)
 _FAULTS: Final = {
     Known.LATE: Degraded.LISTENER_LATE,
     Known.INVALID: Degraded.LISTENER_INVALID,
@@ -80,7 +81,7 @@ def assemble(
     promoted = promote(queries, lines, history, snapshot, candidates, pages, promotions)
     put_off(queries, candidates, promoted.pages)
     times.append(clock())
-    homes = tuple(_home(number, query, listeners, lines, promoted, failed) for number, query in enumerate(queries))
+    homes = _homes(queries, listeners, lines, promoted, failed)
     if any(query.traced for query in queries):
         told = trace(queries, lines, listeners, (history, seen), snapshot, found, candidates, promoted.pages)
         homes = tuple(replace(home, lines=own) for home, own in zip(homes, told, strict=True))
@@ -105,48 +106,58 @@ def feed(
     return joined(candidates, thin, drop(queries, some, history, snapshot, more))
 
 
-def _home(
-    number: int,
-    query: HomeQuery,
-    listeners: Listeners,
-    lines: Lines,
-    promoted: Promoted,
-    failed: NDArray[np.bool_],
-) -> Home:
-    known, blind = Known(listeners.known[number]), bool(listeners.blind[number]) and query.hidden is None
+def _homes(
+    queries: tuple[HomeQuery, ...], listeners: Listeners, lines: Lines, promoted: Promoted, failed: NDArray[np.bool_]
+) -> tuple[Home, ...]:
+    """Columns become pages. Read as lists, once for the batch: an element of an array costs four of a list."""
     pages = promoted.pages
-    first, last = int(lines.first[number]), int(lines.first[number + 1])
-    shelves = tuple(
+    first, order, fates = lines.first.tolist(), pages.order.tolist(), pages.fates.tolist()
+    known, folded_in, explicit = (
+        column.tolist() for column in (listeners.known, listeners.folded_in, lines.allow_explicit)
+    )
+    blind, missed = listeners.blind.tolist(), np.add.reduceat([*failed.tolist(), 0], lines.first[:-1]).tolist()
+    shelves = _shelves(lines, promoted)
+    homes = []
+    for number, query in enumerate(queries):
+        unsaid = blind[number] and query.hidden is None
+        wanted, drawn = len(query.surface.shelves), first[number + 1] - first[number]
+        failures = missed[number] if drawn else 0
+        lost = failures + (wanted - drawn if known[number] in _FAULTS or unsaid else 0)
+        answered, later = _split(tuple(shelves[line] for line in order[number] if line >= 0), query)
+        homes.append(
+            Home(
+                shelves=answered,
+                later=later,
+                market=lines.market[number],
+                allow_explicit=explicit[number],
+                cold_start=known[number] == Known.STRANGER,
+                folded_in=folded_in[number],
+                assignments=query.assignments,
+                experiment_book="" if query.assigner is None else query.assigner.version,
+                degraded=tuple(_degraded(Known(known[number]), failures, drawn, blind=unsaid)),
+                coverage=100 * (wanted - lost) // wanted,
+                fates={fate: fates[number][fate] for fate in _TOLD if fates[number][fate]},
+            )
+        )
+    return tuple(homes)
+
+
+def _shelves(lines: Lines, promoted: Promoted) -> list[Shelf]:
+    """Every line as a shelf, whether it stands on its page or not."""
+    pages, subject = promoted.pages, lines.subject.tolist()
+    return [
         Shelf(
             spec=lines.specs[line],
             why=lines.why[line],
-            subject=int(lines.subject[line]),
-            rows=pages.rows[line, : pages.shown[line]],
-            scores=pages.scores[line, : pages.shown[line]],
-            new=pages.new[line, : pages.shown[line]],
-            propensity=pages.propensity[line, : pages.shown[line]],
+            subject=subject[line],
+            rows=pages.rows[line, :shown],
+            scores=pages.scores[line, :shown],
+            new=pages.new[line, :shown],
+            propensity=pages.propensity[line, :shown],
             inserted=promoted.inserted(line),
         )
-        for line in pages.order[number].tolist()
-        if line >= 0
-    )
-    wanted, missed = len(query.surface.shelves), int(np.count_nonzero(failed[first:last]))
-    lost = missed + (wanted - (last - first) if known in _FAULTS or blind else 0)
-    met = pages.fates[number].tolist()
-    answered, later = _split(shelves, query)
-    return Home(
-        shelves=answered,
-        later=later,
-        market=lines.market[number],
-        allow_explicit=bool(lines.allow_explicit[number]),
-        cold_start=known is Known.STRANGER,
-        folded_in=bool(listeners.folded_in[number]),
-        assignments=query.assignments,
-        experiment_book="" if query.assigner is None else query.assigner.version,
-        degraded=tuple(_degraded(known, missed, last - first, blind=blind)),
-        coverage=100 * (wanted - lost) // wanted,
-        fates={fate: met[fate] for fate in Fate if met[fate] and fate is not Fate.PADDING},
-    )
+        for line, shown in enumerate(pages.shown.tolist())
+    ]
 
 
 def _split(shelves: tuple[Shelf, ...], query: HomeQuery) -> tuple[tuple[Shelf, ...], tuple[Shelf, ...]]:

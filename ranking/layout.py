@@ -64,7 +64,7 @@ def lay_out(
         released=columns["released"],
     )
     widest = int(lines.size.max(initial=0))
-    most = int(np.diff(lines.first).max(initial=0))
+    most = int((lines.first[1:] - lines.first[:-1]).max(initial=0))
     pages = Pages(
         order=np.full((len(queries), most), -1, np.int64),
         shown=np.zeros(len(lines), np.int64),

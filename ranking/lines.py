@@ -13,7 +13,7 @@ from ranking.dial import dialled
 from ranking.hidden import among, by_hidden, hidden_from
 from ranking.history import DAY_S, History, weight
 from ranking.params import INDEX, Params
-from ranking.surfaces import MOST_SUBJECTS, ShelfSpec, Why
+from ranking.surfaces import CODES, MOST_SUBJECTS, ShelfSpec, Why
 from ranking.types import Hidden, HomeQuery, Lines
 
 SEARCHED: Final = ("taste", "discover", "genre")
@@ -31,7 +31,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
         "given": [[row if query.near else -1] for query, row in zip(queries, near.tolist(), strict=True)],
     }
     has_taste = np.any(listeners.vectors != 0, axis=1).tolist()  # whom training could not place has a zero vector
-    has_played = (np.diff(history.start) > 0).tolist()
+    has_played = (history.start[1:] > history.start[:-1]).tolist()
     drawn: list[tuple[int, int, ShelfSpec, int]] = []
     for number, (query, unsaid) in enumerate(zip(queries, listeners.blind.tolist(), strict=True)):
         blind = unsaid and query.hidden is None
@@ -62,7 +62,7 @@ def _columns(
     allow = [query.allow_explicit for query in queries]
     query = np.array([number for number, _, _, _ in drawn], np.int64)
     first = np.searchsorted(query, np.arange(len(queries) + 1))
-    source = np.array([spec.source for spec in specs], np.str_)
+    source = np.array([CODES[spec.source] for spec in specs], np.int64)
     return Lines(
         query=query,
         first=first,

@@ -11,6 +11,7 @@ from features.snapshot import Snapshot
 from ranking.compiled import compiled
 from ranking.history import DAY_S, History, weight
 from ranking.params import INDEX
+from ranking.surfaces import CODES
 from ranking.types import HomeQuery, Lines
 
 _NO_KEYS: Final = np.empty(0, np.uint64)
@@ -44,7 +45,7 @@ class Asked(NamedTuple):
 def list_lines(asked: Asked, found: Found) -> None:
     """Fills every line that needs no search."""
     for source, fill in _FILLED.items():
-        here = np.flatnonzero(asked.lines.source == source)
+        here = np.flatnonzero(asked.lines.source == CODES[source])
         if len(here):
             fill(asked, here, found)
 

@@ -432,8 +432,3 @@ def _number(param: Param, value: Value) -> float:
 def named(param: Param, value: float) -> str:
     """A value as a person writes it: a choice by its name."""
     return param.choices[int(value)] if param.choices else f"{value:g}"
-
-
-def column(params: Params, name: str) -> NDArray[np.float64]:
-    """One param of every line, `[line, 1]`."""
-    return params[:, INDEX[name], None]

@@ -8,15 +8,18 @@ from numpy.typing import NDArray
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.chance import keys_of
+from ranking.compiled import compiled
 from ranking.direction import concentration, turn
 from ranking.history import History
 from ranking.lines import SEARCHED
 from ranking.lists import Asked, Found, cosines, list_lines, market_rows
-from ranking.params import column
-from ranking.surfaces import RESERVE
+from ranking.params import INDEX
+from ranking.surfaces import CODES, RESERVE
 from ranking.types import Candidates, Fate, HomeQuery, Lines
 
 LEAST_DEPTH: Final = 256
+_LISTENER_LIKE: Final = np.array([source in SEARCHED for source in CODES])  # by code
+_NEAR: Final = np.array([source in {*SEARCHED, "neighbours"} for source in CODES])
 
 
 def retrieve(
@@ -41,10 +44,21 @@ def starved(lines: Lines, candidates: Candidates) -> NDArray[np.int64]:
     Too few is less than what caps, recordings and other shelves may take: with a threshold of one size, `discover` fell
     to a third of its items in markets of 10 %.
     """
-    kept = np.count_nonzero(candidates.fate == Fate.KEPT, axis=1)
-    thin = np.flatnonzero(kept < np.minimum(RESERVE * lines.size, lines.depth // 2))
-    found = (candidates.fate[thin] != Fate.PADDING).any(axis=1)  # a search that failed found none
-    return np.asarray(thin[np.isin(lines.source[thin], (*SEARCHED, "neighbours")) & found])
+    return np.flatnonzero(_starved(candidates.fate, lines.size, lines.depth, _NEAR[lines.source]))
+
+
+@compiled
+def _starved(
+    fate: NDArray[np.uint8], size: NDArray[np.int64], depth: NDArray[np.int64], near: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    starved = np.zeros(len(fate), np.bool_)
+    for line in range(len(fate)):
+        kept, found = 0, False
+        for one in fate[line]:
+            kept += one == Fate.KEPT
+            found |= one != Fate.PADDING  # a search that failed found none
+        starved[line] = near[line] and found and kept < min(RESERVE * size[line], depth[line] // 2)
+    return starved
 
 
 def from_list(
@@ -57,7 +71,7 @@ def from_list(
     and .622.
     """
     asked = Asked(queries, lines, listeners, history, snapshot)
-    columns, neighbours = snapshot.columns, lines.source == "neighbours"
+    columns, neighbours = snapshot.columns, lines.source == CODES["neighbours"]
     own = np.empty((len(lines), snapshot.manifest.dimension), np.float32)
     own[~neighbours] = _vectors(asked, np.flatnonzero(~neighbours))
     own[neighbours] = columns["vector"][lines.subject[neighbours]]
@@ -85,9 +99,9 @@ def missed_by(row: int, asked: Asked, candidates: Candidates) -> NDArray[np.floa
     """
     lines, vectors = asked.lines, asked.snapshot.columns["vector"]
     near = np.full(len(lines), np.nan)
-    searched = np.flatnonzero(np.isin(lines.source, SEARCHED))
+    searched = np.flatnonzero(_LISTENER_LIKE[lines.source])
     near[searched] = np.vecdot(_vectors(asked, searched), vectors[row])
-    neighbours = np.flatnonzero(lines.source == "neighbours")
+    neighbours = np.flatnonzero(lines.source == CODES["neighbours"])
     near[neighbours] = cosines(vectors[lines.subject[neighbours]], vectors[row])
     found = np.isfinite(candidates.scores)
     lowest = np.min(candidates.scores, axis=1, where=found, initial=np.inf)
@@ -97,7 +111,7 @@ def missed_by(row: int, asked: Asked, candidates: Candidates) -> NDArray[np.floa
 def _search(asked: Asked, found: Found) -> NDArray[np.bool_]:
     """Searches for the lines that are vectors, all of one depth at once; which of them failed, `[line]`."""
     failed = np.zeros(len(asked.lines), np.bool_)
-    searched = np.flatnonzero(np.isin(asked.lines.source, SEARCHED))
+    searched = np.flatnonzero(_LISTENER_LIKE[asked.lines.source])
     reach = _reach(asked.lines.depth[searched])
     for depth in sorted(set(reach.tolist())):
         here = searched[reach == depth]
@@ -121,24 +135,34 @@ def _reach(depth: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _vectors(asked: Asked, here: NDArray[np.int64]) -> NDArray[np.float32]:
     """The query of each searched line: the listener's own vector, turned, or a genre's leaning to the listener."""
-    lines, columns = asked.lines, asked.snapshot.columns
-    own = asked.listeners.vectors[lines.query[here]].astype(np.float64)
-    length = np.linalg.norm(own, axis=1, keepdims=True)
-    vectors, source, params = own.copy(), lines.source[here], lines.params[here]
-    discover = np.flatnonzero(source == "discover")
+    lines = asked.lines
+    source, params = lines.source[here], lines.params[here]
+    vectors = asked.listeners.vectors[lines.query[here]].astype(np.float64)
+    discover, genre = np.flatnonzero(source == CODES["discover"]), np.flatnonzero(source == CODES["genre"])
     if len(discover):
-        turned = own[discover]
-        kappa = concentration(column(params[discover], "discovery_noise")[:, 0], own.shape[1])
+        turned = vectors[discover]
+        kappa = concentration(params[discover, INDEX["discovery_noise"]], vectors.shape[1])
         turn(turned, kappa, keys_of(asked.queries, lines, here[discover]))
         vectors[discover] = turned
-    genre = np.flatnonzero(source == "genre")
     if len(genre):
-        lean = column(params[genre], "genre_lean")
-        centre = _unit(columns["genre_centroid"][lines.subject[here[genre]]].astype(np.float64))
-        vectors[genre] = length[genre] * (lean * _unit(own[genre]) + (1 - lean) * centre)
-    return np.asarray(vectors, np.float32)
+        centroids = asked.snapshot.columns["genre_centroid"]
+        _lean(vectors, genre, centroids, lines.subject[here], params[:, INDEX["genre_lean"]].copy())
+    return vectors.astype(np.float32)
 
 
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(length > 0, vectors / np.where(length > 0, length, 1), 0.0)
+@compiled
+def _lean(
+    vectors: NDArray[np.float64],
+    here: NDArray[np.int64],
+    centroids: NDArray[np.float32],
+    subject: NDArray[np.int64],
+    lean: NDArray[np.float64],
+) -> None:
+    """Makes some listeners' vectors into genres' that lean to them: both of length 1, then of the listener's."""
+    for line in here:
+        own, centre = vectors[line], centroids[subject[line]].astype(np.float64)
+        length, size = np.sqrt(np.sum(own**2)), np.sqrt(np.sum(centre**2))
+        for dimension in range(len(own)):
+            part = lean[line] * own[dimension] / length if length > 0 else 0.0
+            rest = (1 - lean[line]) * centre[dimension] / size if size > 0 else 0.0
+            own[dimension] = length * (part + rest)

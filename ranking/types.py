@@ -108,7 +108,7 @@ class Lines:
     size: NDArray[np.int64]  # how many items it shows
     minimum: NDArray[np.int64]  # with fewer it is dropped
     skip_played: NDArray[np.bool_]
-    source: NDArray[np.str_]
+    source: NDArray[np.int64]  # its code
     subject: NDArray[np.int64]  # the row that neighbours or given items are near to, or the genre; -1: none
     why: tuple[Why, ...]  # [line], what its reason speaks of
     params: Params  # [line, param]

@@ -195,11 +195,12 @@ def _changed(quick: bool, rounds: int | None, seconds: float | None, in_flight: 
 
 
 def _measure(snapshot: "Snapshot", records: Mapping[str, bytes], plan: "Plan", tell: Progress) -> "Sequence[Figures]":
+    from loadtest.contest import SHELVES
     from loadtest.stages import cases, measure
-    from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
+    from ranking.surfaces import load_surfaces
     from server.codec import encode_home
 
-    surfaces = {preset: load_surfaces(DEFAULT_SURFACES, preset)[SURFACE] for preset in PRESETS}
+    surfaces = {preset: load_surfaces(SHELVES, preset)[SURFACE] for preset in PRESETS}
     encode = partial(encode_home, locale="en", request_id="0" * 16)
     return measure(cases(snapshot, surfaces, plan), records, encode, plan, progress=tell)
 

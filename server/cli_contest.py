@@ -27,13 +27,12 @@ from features.offline.publish import connect, publish
 from features.state import State
 from loadtest import contest, machine
 from loadtest.connections import GrpcConnection, HttpConnection
-from loadtest.contest import Contestant, Plan, Progress
+from loadtest.contest import SHELVES, Contestant, Plan, Progress
 from loadtest.contest_knee import Knee, find
 from loadtest.contest_verdict import Contest, judge
 from loadtest.generator import Load, Target, closed, opened
 from loadtest.stages import drawn
 from protos.home.v1 import home_pb2
-from ranking.surfaces import DEFAULT_SURFACES
 from server.identity import development_token
 from server.launch import running
 
@@ -98,7 +97,7 @@ def field(folder: Path, users: Sequence[str], *, room: Path) -> Iterator[Field]:
         twin_port = None
         if all(find_spec(name) for name in NEEDS):
             plain = ours[PLAIN]
-            words = (str(folder), plain.redis_url, plain.token, str(DEFAULT_SURFACES), "plain")
+            words = (str(folder), plain.redis_url, plain.token, str(SHELVES), "plain")
             twin_port, pids = stack.enter_context(_started(cores, "loadtest.twin", *words))
             found.append(_twin(twin_port, pids, names, plain.token))
         helpers = frozenset().union(*(one.helpers for one in ours.values()))
@@ -157,7 +156,8 @@ def _serving(folder: Path, preset: str, cores: tuple[int, int], *, room: Path) -
         publish(folder, state, client, Keys(), progress=lambda *_: None, keep_records=True)
         store = int(_told(client.info("server"))["process_id"])
         machine.keep_to(store, cores[1])
-        flags = {"preset": preset, "port": "0", "control-port": "0", "metrics-port": "0", "workers": "1"}
+        ports = dict.fromkeys(("port", "control-port", "metrics-port"), "0")
+        flags = {"surfaces": str(SHELVES), "preset": preset, "workers": "1", **ports}
         with running(state, flags, log=room / "serve.log") as endpoints:
             workers = frozenset(beat.pid for beat in state.heartbeats())
             family = {endpoints.pid, *_children(endpoints.pid)}

@@ -101,7 +101,7 @@ class Paging:
         market, explicit = turn.market or plan.market, plan.allow_explicit and turn.allow_explicit is not False
         shown = permitted(words.rows, snapshot, market=market, allow_explicit=explicit, now=int(self.now()))
         rows = np.where(shown, words.rows, -1)
-        parts = join_shelves(
+        shelves = join_shelves(
             replace(words, rows=rows),
             snapshot,
             self._stamp(turn.token.page, plan.at, turn.reader.user_id, plan.arms),
@@ -109,7 +109,7 @@ class Paging:
         )
         message = home_pb2.GetShelfResponse if one_shelf else home_pb2.GetHomeResponse
         said = message(request_id=call.request_id, snapshot_version=snapshot.digest, next_page_token=token)
-        response = b"".join((*parts, plan.envelope, said.SerializeToString()))
+        response = b"".join((shelves, plan.envelope, said.SerializeToString()))
         page = turn.token.page
         return Turned(response=response, page=page, market=plan.market, snapshot=snapshot, words=words, rows=rows)
 

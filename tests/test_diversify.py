@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ranking.diversify import Genres, Pool, by_score, calibrated, dpp, mmr
+from ranking.diversify import Genres, Pool, Vectors, by_score, calibrated, dpp, mmr
 
 Rng = np.random.Generator
 Picks = NDArray[np.int64]  # [line, pick]; -1: the line has no more
@@ -64,6 +64,10 @@ class World:
             return Pool(relevance, nobody, nobody, 0, 0, 0)
         most = (int(part[line]) for part in (caps.artist_cap, caps.album_cap, caps.gap))
         return Pool(relevance, caps.artist[line, at], caps.album[line, at], *most)
+
+    def vectors(self, line: int) -> Vectors:
+        """Where the vectors of a line's usable candidates are."""
+        return Vectors(self.unit[line], self.usable_at(line))
 
     def units(self, line: int) -> NDArray[np.float32]:
         """The vectors of a line's usable candidates, candidates last."""
@@ -130,7 +134,7 @@ def each_line(choose: Callable[[World, int, float, Pool, NDArray[np.int64]], obj
 METHODS: Final[Mapping[str, Method]] = {
     "by_score": Method(each_line(lambda _w, _l, _s, pool, picks: by_score(pool, picks)), 0, (0,)),
     "mmr": Method(
-        each_line(lambda w, n, s, pool, picks: mmr(pool, w.units(n), s, len(picks), picks)), 1, (0, 0.3, 0.8, 1)
+        each_line(lambda w, n, s, pool, picks: mmr(pool, w.vectors(n), s, len(picks), picks)), 1, (0, 0.3, 0.8, 1)
     ),
     "dpp": Method(
         each_line(lambda w, n, s, pool, picks: dpp(pool, w.units(n), s, len(picks), picks)),

@@ -18,7 +18,7 @@ from features.snapshot import Limit, Snapshot
 from ranking.dial import ENDS, dialled
 from ranking.home import assemble
 from ranking.params import INDEX, PARAMS, resolve
-from ranking.surfaces import DEFAULT_SURFACES, Surface, load_surfaces
+from ranking.surfaces import CODES, DEFAULT_SURFACES, Surface, load_surfaces
 from ranking.types import Degraded, Fate, Home, HomeQuery
 from tests.test_home import NOW, draw_query, read, serve, shown, spec
 from tests.wishes import Names, draw_preferences
@@ -213,7 +213,7 @@ def test_preferences_that_were_read_are_known_beside_a_store_that_is_not_whole(s
 def test_the_dial_in_the_middle_is_the_surfaces_own() -> None:
     """At .5, or never said, no param moves; from there each moves one way only, within its range, on its lines only."""
     own = np.stack([resolve(), resolve({"novelty_weight": 0.7, "discovery_noise": 1.5}), resolve()])
-    source, dials = np.array(["taste", "discover", "popular"]), np.linspace(0, 1, 41)
+    source, dials = np.array([CODES[name] for name in ("taste", "discover", "popular")]), np.linspace(0, 1, 41)
     turned = np.stack([dialled(own, source, np.full(3, dial)) for dial in dials])
     assert (turned[20] == own).all()
     assert (dialled(own, source, np.full(3, np.nan)) == own).all()
