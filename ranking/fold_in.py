@@ -16,7 +16,7 @@ from ranking.history import History
 
 def fold_in(listeners: Listeners, history: History, snapshot: Snapshot) -> Listeners:
     """The listeners, with vector and genre weights for each who has plays but no vector."""
-    unheard = np.isin(listeners.known, (Known.LATE, Known.DOWN))
+    unheard = (listeners.known == Known.LATE) | (listeners.known == Known.DOWN)
     placeless = ~unheard & ~listeners.vectors.any(axis=1) & (history.start[1:] > history.start[:-1])
     if not placeless.any():
         return listeners

@@ -44,6 +44,7 @@ PRESETS: Final = {PLAIN: "plain", FULL: "full"}
 NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
 REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn
 SEED: Final = 7
+NO_LIMIT: Final = 2048  # more calls at once than the bench sends: what is compared is not refused
 START_S: Final = 120.0
 _HOST: Final = "127.0.0.1"
 
@@ -157,7 +158,7 @@ def _serving(folder: Path, preset: str, cores: tuple[int, int], *, room: Path) -
         store = int(_told(client.info("server"))["process_id"])
         machine.keep_to(store, cores[1])
         ports = dict.fromkeys(("port", "control-port", "metrics-port"), "0")
-        flags = {"surfaces": str(SHELVES), "preset": preset, "workers": "1", **ports}
+        flags = {"surfaces": str(SHELVES), "preset": preset, "workers": "1", "admission-limit": str(NO_LIMIT), **ports}
         with running(state, flags, log=room / "serve.log") as endpoints:
             workers = frozenset(beat.pid for beat in state.heartbeats())
             family = {endpoints.pid, *_children(endpoints.pid)}

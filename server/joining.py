@@ -4,6 +4,7 @@ With it a page of six shelves of twelve is encoded in 51 us, with Python's slice
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -33,9 +34,7 @@ class Cards(NamedTuple):
 
 def pieces(strings: Sequence[bytes], count: int) -> Pieces:
     """So many byte strings as one; none at all are all empty."""
-    start = np.zeros(count + 1, np.int64)
-    if strings:
-        np.cumsum([len(one) for one in strings], out=start[1:])
+    start = np.array([0, *accumulate(map(len, strings))], np.int64) if strings else np.zeros(count + 1, np.int64)
     return Pieces(np.frombuffer(b"".join(strings) or b" ", np.uint8), start)  # of nothing numpy makes no array
 
 

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, multiprocess, start_wsgi_server
 
-from ranking.types import Degraded, Home, Trace
+from ranking.types import Degraded, Fate, Home, Trace
 
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.003, 0.006, 0.010, 0.015, 0.025, 0.040, 0.060, 0.1, 0.25, 1.0)
 STAGE_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.003, 0.006, 0.012, 0.025, 0.1)
@@ -121,19 +121,24 @@ class Metrics:
 
     def served(self, homes: Iterable[tuple[str, Home]], read_s: float, trace: Trace) -> None:
         """A batch of pages, each with its surface's name, has been assembled."""
-        count = 0
+        pages, placed, fates = Tally[str](), Tally[str](), Tally[Fate]()  # an instrument takes 3 us for each change
         for surface, home in homes:
-            count += 1
-            self._pages.labels(surface).inc()
-            self._cold.inc(home.cold_start)
-            self._empty.inc(not home.shelves)
-            if placed := len(home.placed):
-                self._promoted.labels(surface).inc(placed)
+            pages[surface] += 1
+            placed[surface] += len(home.placed)
+            if home.cold_start:
+                self._cold.inc()
+            if not home.shelves:
+                self._empty.inc()
             for reason in home.degraded:
                 self._degraded.labels(reason.value).inc()
-            for fate, number in home.fates.items():
-                self._fates.labels(fate.name.lower()).inc(number)
-        self._batch.observe(count)
+            fates.update(home.fates)
+        for surface, number in pages.items():
+            self._pages.labels(surface).inc(number)
+        for surface, number in (+placed).items():
+            self._promoted.labels(surface).inc(number)
+        for fate, number in fates.items():
+            self._fates.labels(fate.name.lower()).inc(number)
+        self._batch.observe(pages.total())
         for stage, seconds in (("read", read_s), *trace.stages):
             self._stage.labels(stage).observe(seconds)
 
