@@ -1,6 +1,6 @@
 """What a listener plays: record and recent state as rows of this snapshot, and how much each counts now."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from features.snapshot import Snapshot
 from ranking.compiled import compiled
 
 DAY_S = 86_400
+_IS_PLAY: Final = np.isin(np.arange(256), PLAYED)  # by what was done
 
 
 class History(NamedTuple):
@@ -43,7 +44,7 @@ def recall(listeners: Listeners, snapshot: Snapshot) -> History:
 
 def _joined(recorded: History, state: RecentState, snapshot: Snapshot) -> History:
     """With the plays of recent state: of an item the plays add up, and the latest day stands."""
-    played = np.isin(state.did, PLAYED)
+    played = _IS_PLAY[state.did]
     rows = snapshot.rows_of(state.item_key[played])
     query, day = state.listener[played][rows >= 0], state.at[played][rows >= 0] // DAY_S
     pairs = np.concatenate((recorded.query << 32 | recorded.row, query << 32 | rows[rows >= 0]))

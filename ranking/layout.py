@@ -82,17 +82,28 @@ def lay_out(
 
 def put_off(queries: tuple[HomeQuery, ...], candidates: Candidates, pages: Pages) -> None:
     """Marks what comes on a later page: the shelves, and the items of each, beyond what is asked for."""
-    for number, query in enumerate(queries):
-        if not query.shelves and not query.items:
-            continue
-        order = pages.order[number][pages.order[number] >= 0].tolist()
-        for place, line in enumerate(order):
-            later = pages.fate[line] == Fate.SHOWN
-            if not query.shelves or place < query.shelves:
-                later &= ~np.isin(candidates.rows[line], pages.rows[line, : query.items or None])
-            pages.fate[line, later] = Fate.LATER
-            pages.fates[number, Fate.SHOWN] -= later.sum()
-            pages.fates[number, Fate.LATER] += later.sum()
+    shelves = np.array([query.shelves for query in queries], np.int64)
+    items = np.array([query.items for query in queries], np.int64)
+    if shelves.any() or items.any():
+        _put_off(shelves, items, candidates.rows, pages)
+
+
+@compiled
+def _put_off(shelves: NDArray[np.int64], items: NDArray[np.int64], rows: NDArray[np.int64], pages: Pages) -> None:
+    for query in range(len(shelves)):
+        for place in range(pages.order.shape[1]):
+            line = pages.order[query, place]
+            if line < 0:
+                break
+            below = 0 < shelves[query] <= place
+            answered = min(items[query], pages.shown[line]) if items[query] > 0 else pages.shown[line]
+            for one in range(rows.shape[1]):
+                if pages.fate[line, one] != Fate.SHOWN:
+                    continue
+                if below or not np.any(pages.rows[line, :answered] == rows[line, one]):
+                    pages.fate[line, one] = Fate.LATER
+                    pages.fates[query, Fate.SHOWN] -= 1
+                    pages.fates[query, Fate.LATER] += 1
 
 
 @compiled

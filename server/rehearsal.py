@@ -57,7 +57,7 @@ def rehearse(snapshot: Snapshot, surfaces: Collection[Surface]) -> None:
     seen = b"".join(encode_entry(Did.IMPRESSION, int(key), at=0) for key in columns["item_key"][popular[8:16]])
     known = ((frame, None), (frame, state), (None, state), (None, None), (frame[:-1], None))
     queries = tuple(
-        HomeQuery(user_id="rehearsal", surface=surface, now=DAY_S, traced=number == 0, given=played)
+        HomeQuery(user_id="rehearsal", surface=surface, now=DAY_S, traced=number == 0, given=played, shelves=number % 2)
         for surface in (*map(_exploring, surfaces), _given(surfaces))
         for number in range(len(known))
     )
