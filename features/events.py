@@ -32,7 +32,7 @@ class Event:
     event_id: str
     user_id: str
     did: Did
-    item_id: str  # "": only its key is known, from where it was seen; the catalogue had the item no more
+    item_id: str  # "": only its key is known, from where it was seen, and no snapshot that was served knew its id
     occurred_ms: int  # unix milliseconds, by the client's clock
     played_ms: int = 0  # 0: unknown
     session_id: str = ""

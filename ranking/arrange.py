@@ -100,7 +100,7 @@ def _ranked(rows: NDArray[np.int64], scores: NDArray[np.float64], fate: NDArray[
             falling &= count == 0 or scores[places[count - 1]] >= scores[one]
             count += 1
     ranked = places[:count]
-    if not falling:  # as what retrieval found mostly is
+    if not falling:  # what retrieval found mostly falls already
         ranked = ranked[np.argsort(-scores[ranked], kind="mergesort")]
     for number in range(1, len(ranked)):  # stable by place, but ties go by row
         one, at = ranked[number], number

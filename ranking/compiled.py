@@ -24,7 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """Compiles on the first call with arguments of a type, or loads what an earlier process compiled.
 
-    Sums keep the order that is written, so a line's numbers are the same in every batch, and on every processor.
+    Sums keep the order that is written, so a line's numbers are the same in every batch.
     """
     return _compiled(function, frozenset())
 

@@ -41,7 +41,7 @@ class Pool(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """Where the candidates' vectors are: most are never looked at."""
+    """Where the candidates' vectors are."""
 
     items: NDArray[np.float32]  # [item, D]
     rows: NDArray[np.int64]  # [candidate]

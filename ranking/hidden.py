@@ -36,7 +36,7 @@ def pairs(snapshot: Snapshot, keys: Iterable[NDArray[np.uint64] | None]) -> Pair
 
 @compiled
 def among(pairs: Pairs, query: int, row: int) -> bool:
-    """Whether the listener hid or played an item, or the request excludes it."""
+    """Whether the listener hid an item, or the request excludes it."""
     wanted, low, high = query << 32 | row, 0, len(pairs)
     while low < high:
         middle = (low + high) // 2

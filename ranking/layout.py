@@ -91,6 +91,8 @@ def put_off(queries: tuple[HomeQuery, ...], candidates: Candidates, pages: Pages
 @compiled
 def _put_off(shelves: NDArray[np.int64], items: NDArray[np.int64], rows: NDArray[np.int64], pages: Pages) -> None:
     for query in range(len(shelves)):
+        if shelves[query] == 0 and items[query] == 0:
+            continue
         for place in range(pages.order.shape[1]):
             line = pages.order[query, place]
             if line < 0:

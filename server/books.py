@@ -155,20 +155,24 @@ class Follower(ABC, Generic[BookT]):
         book = await asyncio.to_thread(whole, blobs)
         if self._book is not None and (wrong := list(await asyncio.to_thread(self._moved, self._book, book))):
             raise BookRefused("; ".join(f"{path}: {what}" for path, what in wrong))
-        await self._put_in_force(book)
+        await self._put_in_force(book, new=True)
         self._refused = ("", "")
 
-    async def _put_in_force(self, book: BookT) -> None:
+    async def _put_in_force(self, book: BookT, *, new: bool = False) -> None:
         if self._archive is not None:
             await asyncio.to_thread(keep_book, self._archive, self._kind.name, _bound(book))
         told = await self._take(book)
-        try:  # before it is told to be in force: who has served it once can start with it again
-            await asyncio.to_thread(keep, self._state, self._kind.name, _bound(book))
-        except OSError:
-            self._log.exception("the last good book on disk stays as it was")
+        if new:
+            await self._keep(book)  # before it is told to be in force
         self._book = book
         self._metrics.book_taken(self._kind.name)
         self._log.info("book %s in force, %s", book.digest[:_SHOWN], told)
+
+    async def _keep(self, book: BookT) -> None:
+        try:
+            await asyncio.to_thread(keep, self._state, self._kind.name, _bound(book))
+        except OSError:
+            self._log.exception("the last good book on disk stays as it was")
 
     async def _fall_back(self) -> None:
         """Takes the book on disk, where there is one."""

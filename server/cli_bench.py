@@ -70,7 +70,9 @@ def bench(
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")
     ] = None,
-    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Calls in flight; may be given again.")] = None,
+    in_flight: Annotated[
+        list[int] | None, typer.Option(min=1, max=2048, help="Calls in flight; may be given again.")
+    ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Of each load.")] = None,
     state: StateOption = None,
     json_: JsonOption = False,

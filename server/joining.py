@@ -35,7 +35,7 @@ class Cards(NamedTuple):
 def pieces(strings: Sequence[bytes], count: int) -> Pieces:
     """So many byte strings as one; none at all are all empty."""
     start = np.array([0, *accumulate(map(len, strings))], np.int64) if strings else np.zeros(count + 1, np.int64)
-    return Pieces(np.frombuffer(b"".join(strings) or b" ", np.uint8), start)  # of nothing numpy makes no array
+    return Pieces(np.frombuffer(b"".join(strings), np.uint8), start)
 
 
 @compiled

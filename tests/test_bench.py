@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from features.errors import MantelError
 from features.snapshot import MANIFEST, Limit, Snapshot
 from loadtest import stages
+from loadtest.contest import SHELVES
 from loadtest.stages import BATCHES, STAGES, Case, Figures, Plan, cases, measure, two_markets
 from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from ranking.types import Home
@@ -23,7 +24,7 @@ from server.cli import app
 from tests.conftest import quiet
 
 PLAN = Plan(rounds=1, requests=16)
-SURFACES = {preset: load_surfaces(DEFAULT_SURFACES, preset)["home"] for preset in ("plain", "full")}
+SURFACES = {preset: load_surfaces(SHELVES, preset)["home"] for preset in ("plain", "full")}
 
 
 def pages_of(chosen: Sequence[Case], records: dict[str, bytes], plan: Plan) -> tuple[tuple[Figures, ...], list[Home]]:
@@ -37,6 +38,19 @@ def pages_of(chosen: Sequence[Case], records: dict[str, bytes], plan: Plan) -> t
     ticks = itertools.count()
     figures = measure(chosen, records, encode, plan, clock=lambda: float(next(ticks)), progress=quiet)
     return figures, homes
+
+
+def test_its_shelves_are_those_of_home() -> None:
+    """Six of those that ship, with the same params in both presets, sizes, depths and places for exploration."""
+    for preset, surface in SURFACES.items():
+        shipped = load_surfaces(DEFAULT_SURFACES, preset)["home"]
+        by_id = {shelf.id: shelf for shelf in shipped.shelves}
+        assert len(surface.shelves) == 6
+        assert np.array_equal(surface.params, shipped.params)
+        for shelf in surface.shelves:
+            for name in ("source", "size", "minimum", "depth", "skip_played", "pinned", "promotable", "explore", "nth"):
+                assert getattr(shelf, name) == getattr(by_id[shelf.id], name), (shelf.id, name)
+            assert np.array_equal(shelf.params, by_id[shelf.id].params), shelf.id
 
 
 def test_every_stage_is_timed_for_every_preset_and_batch_size(snapshot: Snapshot, records: dict[str, bytes]) -> None:

@@ -19,12 +19,11 @@ from typer.testing import CliRunner
 
 from loadtest import machine
 from loadtest.connections import Connection, GrpcConnection, HttpConnection
-from loadtest.contest import Row, plan_of, rules
+from loadtest.contest import SHELVES, Row, plan_of, rules
 from loadtest.contest_knee import STEP, find
 from loadtest.contest_verdict import judge
 from loadtest.generator import Load, Target, closed, opened
 from protos.home.v1 import home_pb2
-from ranking.surfaces import DEFAULT_SURFACES
 from server.cli import app
 from server.cli_contest import ROLES
 from tests.conftest import Served, Store, quiet, serving
@@ -218,14 +217,14 @@ async def test_the_twin_answers_our_page(published: Store, built: Path) -> None:
     """The same items on the same shelves under the same titles, for listeners known and unknown; a stranger: 401."""
     for name in ("fastapi", "uvicorn", "orjson"):
         pytest.importorskip(name, reason="the group bench is not installed")
-    words = (str(built), published.url, "token", str(DEFAULT_SURFACES), "plain")
+    words = (str(built), published.url, "token", str(SHELVES), "plain")
     twin = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadtest.twin", *words, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert twin.stdout is not None
         port = int(await twin.stdout.readline())
-        async with serving(published.state, published.url, preset="plain") as served:
+        async with serving(published.state, published.url, surfaces=SHELVES, preset="plain") as served:
             for user in (*USERS[:10], "nobody"):
                 theirs = json.loads(await asyncio.to_thread(posted, port, user))
                 same_page(theirs, await served.get_home(user))

@@ -27,7 +27,10 @@ from ranking.params import INDEX, PARAMS, Param, Value, resolve
 from ranking.retrieve import retrieve
 from ranking.surfaces import DEFAULT_SURFACES, MOST_SUBJECTS, ShelfSpec, Source, Surface, load_surfaces
 from ranking.types import Degraded, Fate, Home, HomeQuery
+from server.codec import encode_home
 from server.rehearsal import rehearse
+from server.signing import SigningKey
+from server.tracking import stamp
 from tests.books import BY_FILE, experiment, spec_of
 from tests.wishes import Names, draw_wish
 
@@ -173,16 +176,18 @@ def test_nothing_is_compiled_once_a_worker_has_rehearsed(snapshot: Snapshot, rec
     loops = {
         one
         for name, module in list(sys.modules.items())
-        if name.startswith("ranking.")
+        if name.startswith(("ranking.", "server."))
         for one in vars(module).values()
         if hasattr(one, "signatures")
     }
     before = {loop: len(loop.signatures) for loop in loops}
     assert len(loops) > 20
+    key = stamp(SigningKey(id=1, secret=bytes(32), signs_from=0), page="0" * 16, at=NOW, user_id="u", arms=())
     for seed in range(40):
         queries, frames = draw_batch(3000 + seed, snapshot, records)
         rng = np.random.default_rng(seed)
-        serve(snapshot, queries, frames, [draw_state(rng, snapshot) for _ in queries])
+        for home in serve(snapshot, queries, frames, [draw_state(rng, snapshot) for _ in queries]):
+            encode_home(home, snapshot, locale="de-AT", request_id="", stamp=key if seed % 2 else None)
         one = replace(queries[0], traced=True, about=int(snapshot.columns["item_key"][seed]))
         serve(snapshot, (one,), frames[:1], [encode_entry(Did.LIKE, int(snapshot.columns["item_key"][seed]), at=NOW)])
     assert {loop: len(loop.signatures) for loop in loops} == before

@@ -34,7 +34,7 @@ def _is_stale(day: Path, listens: Path) -> bool:
 def _write_day(day: Path, listens: Path) -> int:
     """A play and a complete of the same listening are one: what there are more of counts.
 
-    What no catalogue knew by its key when the event came has no id, and cannot be trained on.
+    What no served snapshot knew by its key when the event came has no id, and cannot be trained on.
     """
     plays, completes = ((pl.col("kind") == kind).sum() for kind in ("play", "complete"))
     rows = (
