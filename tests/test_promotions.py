@@ -20,6 +20,7 @@ from server.promotions import KIND
 from tests.conftest import Served, Store, serving
 from tests.operation import soon
 from tests.promotion_books import EVERYTHING, FEED, applied, confirm, poison, spec_of
+from tests.test_explain import explain
 from tests.wire import get_home, page_of
 
 USERS = [f"u{number:07}" for number in range(1, 25)]
@@ -69,6 +70,27 @@ async def test_what_stands_by_promotion_is_disclosed(served: Served) -> None:
     assert {one.why for one in marks(austrian)} == {WHY["de-AT"]}
     assert {one.why for one in marks(german)} == {WHY["en"]}
     assert sum(len(shelf.items) for one in found for shelf in one.shelves) > 8 * len(marks(*found))
+
+
+async def test_what_gave_way_is_told(published: Store) -> None:
+    """An item that the page had before there was promotion, and has no more: ExplainHome says what became of it."""
+    async with serving(published.state, published.url) as one:
+        before = [await page(one, user) for user in USERS]
+        book = applied(published, ({"id": "some"}, EVERYTHING[::7]))
+        await soon(lambda: one.plane.promotions.version == book.digest)
+        told = 0
+        for user, organic in zip(USERS, before, strict=True):
+            shown = {item.item_id for shelf in (await page(one, user)).shelves for item in shelf.items}
+            for shelf in organic.shelves:
+                for item in shelf.items:
+                    if item.item_id in shown:
+                        continue
+                    fates = (await explain(one, item.item_id, user_id=user, session_id="s")).fates
+                    (its,) = (fate for fate in fates if fate.text.startswith(f"{shelf.id}: "))
+                    assert (its.fate, its.stage) == ("gave_way", "promote")
+                    assert "gave its place to a promoted item" in its.text
+                    told += 1
+        assert told > 0
 
 
 async def test_a_campaign_that_does_not_say_why_gets_a_phrase(published: Store) -> None:
