@@ -42,7 +42,7 @@ class Pulse:
             self._computing_since = 0.0
 
     def beat(self, *, ready: bool) -> None:
-        """Says that all is well; until it is `ready` to answer nobody judges its silence."""
+        """Says that all is well; until it is `ready` to answer its silence is no fault, unless it is stopped."""
         since = self._computing_since
         if self._end < 0 or (since and time.monotonic() - since > BATCH_S):
             return
@@ -64,6 +64,7 @@ class Ear:
     def started(self) -> None:
         """The child has its end."""
         os.close(self.far_end)
+        self._heard_at = time.monotonic()
 
     def close(self) -> None:
         """The child is gone."""
@@ -76,11 +77,13 @@ class Ear:
                 self.ready = self.ready or _READY in beats
                 self._heard_at, self._core_s = now, _core_s(pid)
         silent_s = now - self._heard_at
-        if not self.ready or silent_s < SILENT_S:
+        if silent_s < SILENT_S:
             return ""
         states = _thread_states(pid)
         if states & set("Tt"):
             return f"stopped, silent for {silent_s:.1f} s"
+        if not self.ready:
+            return ""  # it loads, or compiles
         if states & set("RD") and _core_s(pid) - self._core_s < CORE_S and silent_s < HOPELESS_S:
             return ""  # it wants a core, or the disk, and has not got it
         return f"silent for {silent_s:.1f} s" if states else ""  # none: it has just ended

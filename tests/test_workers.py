@@ -68,13 +68,16 @@ def test_a_process_that_stops_beating_counts_as_frozen(then: str) -> None:
 
 
 def test_a_stopped_process_counts_as_frozen_and_a_beating_one_does_not() -> None:
-    """SIGSTOP is told by its name; after SIGCONT all is well again."""
+    """SIGSTOP is told by its name, also while it loads; after SIGCONT all is well again."""
     with child("ready", "beats") as (ear, pid):
         eventually(lambda: ear.frozen(pid, time.monotonic()) == "" and ear.ready)
         os.kill(pid, signal.SIGSTOP)
         eventually(lambda: ear.frozen(pid, time.monotonic()).startswith("stopped"))
         os.kill(pid, signal.SIGCONT)
         eventually(lambda: not ear.frozen(pid, time.monotonic()))
+    with child("loading", "sleeps") as (ear, pid):
+        os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: ear.frozen(pid, time.monotonic()).startswith("stopped"))
 
 
 def test_a_batch_under_way_for_too_long_withholds_the_beat(monkeypatch: pytest.MonkeyPatch) -> None:
