@@ -187,9 +187,8 @@ def decode(  # noqa: PLR0913  # all that is read of a listener
     broken = ~np.isfinite(vectors).all(axis=1)  # written so: its checksum is right
     known[broken], vectors[broken] = Known.INVALID, 0
     wishes = decode_wishes(preferences or [None] * size)
-    allow_explicit &= (
-        (known == Known.RECORD) | (known == Known.STRANGER)
-    ) & ~wishes.unreadable  # closed: nobody can say
+    asked = (known == Known.RECORD) | (known == Known.STRANGER)
+    allow_explicit &= asked & ~wishes.unreadable  # closed: nobody can say
     keys, days, plays = _recents(parts)
     state, seen = halves(decode_states([*(states or [None] * size), *(impressions or [None] * size)]))  # at one go
     return Listeners(

@@ -109,7 +109,7 @@ def feed(
 def _homes(
     queries: tuple[HomeQuery, ...], listeners: Listeners, lines: Lines, promoted: Promoted, failed: NDArray[np.bool_]
 ) -> tuple[Home, ...]:
-    """Columns become pages. Read as lists, once for the batch: an element of an array costs four of a list."""
+    """Columns become pages. Read as lists, once for the batch: an element of an array costs five of a list."""
     pages = promoted.pages
     first, order, fates = lines.first.tolist(), pages.order.tolist(), pages.fates.tolist()
     known, folded_in, explicit = (

@@ -71,7 +71,6 @@ def main(kind: str) -> None:
     task = Task.from_bytes(sys.stdin.buffer.read())
     _die_with(task.supervisor)
     logs.configure(kind)
-    metrics.of_a_process_that_never_forks()
     try:
         uvloop.run({"worker": _run_worker, "control": _run_control}[kind](task))
     except Exception as error:
