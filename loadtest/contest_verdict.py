@@ -45,6 +45,7 @@ class Contest:
     rows: tuple[Row, ...]
     verdict: Verdict
     twin_stages: Mapping[str, float]  # microseconds; empty where there was no twin
+    live: Mapping[str, float]  # what ran on our servers: experiments, campaigns, items of each, share of eligible
 
 
 def judge(rows: Sequence[Row], names: Mapping[str, str], rules: Mapping[str, Any]) -> Verdict:

@@ -1,6 +1,7 @@
 """What the kernel tells of processes and cores, and who runs where."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,11 @@ def keep_to(pid: int, core: int) -> None:
         os.sched_setaffinity(int(task.name), {core})
 
 
+def age(pid: int) -> float:
+    """Seconds since a process was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(_fields(pid)[19]) / _TICKS
+
+
 def cores() -> tuple[int, int] | None:
     """The server's core and the load's; None where there is only one."""
     allowed = sorted(os.sched_getaffinity(0))
@@ -48,8 +54,13 @@ def cores() -> tuple[int, int] | None:
 
 
 def _process(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _fields(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _fields(pid: int) -> list[str]:
+    """What the kernel tells of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _core(core: int) -> tuple[float, float]:

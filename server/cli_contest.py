@@ -1,30 +1,20 @@
 """What `mantel bench` compares, each server on one core: ceilings, pages by preset, and the twin."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import numpy as np
 import uvloop
 
-from features.embedded_redis import attached
-from features.errors import Unavailable, WrongState
-from features.keys import Keys
-from features.offline.publish import connect, publish
-from features.state import State
+from features.errors import WrongState
 from loadtest import contest, machine
 from loadtest.connections import GrpcConnection, HttpConnection
 from loadtest.contest import SHELVES, Contestant, Plan, Progress
@@ -33,8 +23,9 @@ from loadtest.contest_verdict import Contest, judge
 from loadtest.generator import Load, Target, closed, opened
 from loadtest.stages import drawn
 from protos.home.v1 import home_pb2
-from server.identity import development_token
-from server.launch import running
+from server.cli_bench_world import Ground
+from server.cli_contest_books import Books, Live, books
+from server.cli_contest_servers import HOST, Ours, Serving, keeping_to, serving, started
 
 GET_HOME: Final = "/mantel.home.v1.HomeService/GetHome"
 CEILING, CEILING_SYNC, TWIN = "ceiling: grpc.aio", "ceiling: grpcio sync", "twin: FastAPI, plain"
@@ -44,9 +35,6 @@ PRESETS: Final = {PLAIN: "plain", FULL: "full"}
 NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
 REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn
 SEED: Final = 7
-NO_LIMIT: Final = 2048  # more calls at once than the bench sends: what is compared is not refused
-START_S: Final = 120.0
-_HOST: Final = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,53 +45,70 @@ class Field:
     cores: tuple[int, int]  # of the servers, and of the load
     helpers: frozenset[int]
     twin_port: int | None  # None: its packages are missing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Serving:
-    """A server of ours that runs."""
-
-    port: int
-    token: str
-    workers: frozenset[int]
-    helpers: frozenset[int]
-    redis_url: str
+    books: Books  # in force on ours
 
 
 @contextmanager
-def field(folder: Path, users: Sequence[str], *, room: Path) -> Iterator[Field]:
-    """Everybody, from started to stopped: a snapshot folder with its records, served from within `room`.
+def field(on: Ground) -> Iterator[Field]:
+    """Everybody, from started to stopped.
 
     Meanwhile this process keeps to the load's core.
 
     Raises:
         WrongState: there is one core only, so that load and server would share it.
     """
-    cores = machine.cores()
-    if cores is None:
-        raise WrongState("there is one core only: load and server need one each")
-    names = [user for user, _ in drawn(users, REQUESTS, np.random.default_rng(SEED))]
-    asked = tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
+    cores, names, room = two_cores(), asking(on.records), on.room
+    asked = requests(names)
+    live = books(Live(**contest.rules()["live"]), on.snapshot, [on.records[name] for name in names])
     with ExitStack() as stack:
         ours = {
-            name: stack.enter_context(_serving(folder, preset, cores, room=room)) for name, preset in PRESETS.items()
+            name: stack.enter_context(
+                serving(Ours(name=name, folder=on.folder, books=live, preset=preset), cores, room=room / preset)
+            )
+            for name, preset in PRESETS.items()
         }
         answer = room / "answer.bin"
         answer.write_bytes(_answered(ours[PLAIN], asked[0]))
         found = [
-            _grpc(name, *stack.enter_context(_started(cores, "loadtest.ceiling", kind, str(answer))), asked, "")
+            _grpc(name, *stack.enter_context(started(cores, "loadtest.ceiling", kind, str(answer))), asked, "")
             for name, kind in ((CEILING, "aio"), (CEILING_SYNC, "sync"))
         ]
-        found += [_grpc(name, one.port, one.workers, asked, one.token) for name, one in ours.items()]
+        found += [contestant(name, one, asked) for name, one in ours.items()]
         twin_port = None
         if all(find_spec(name) for name in NEEDS):
             plain = ours[PLAIN]
-            words = (str(folder), plain.redis_url, plain.token, str(SHELVES), "plain")
-            twin_port, pids = stack.enter_context(_started(cores, "loadtest.twin", *words))
+            words = (str(on.folder), plain.redis_url, plain.token, str(SHELVES), "plain")
+            twin_port, pids = stack.enter_context(started(cores, "loadtest.twin", *words))
             found.append(_twin(twin_port, pids, names, plain.token))
         helpers = frozenset().union(*(one.helpers for one in ours.values()))
-        stack.enter_context(_keeping_to(cores[1]))
-        yield Field(contestants=tuple(found), cores=cores, helpers=helpers, twin_port=twin_port)
+        stack.enter_context(keeping_to(cores[1]))
+        yield Field(contestants=tuple(found), cores=cores, helpers=helpers, twin_port=twin_port, books=live)
+
+
+def two_cores() -> tuple[int, int]:
+    """The servers' core and the load's.
+
+    Raises:
+        WrongState: there is one core only.
+    """
+    if (cores := machine.cores()) is None:
+        raise WrongState("there is one core only: load and server need one each")
+    return cores
+
+
+def asking(records: Mapping[str, bytes]) -> list[str]:
+    """Who asks, in turn: listeners drawn by Zipf's law, the same in every run."""
+    return [user for user, _ in drawn(sorted(records), REQUESTS, np.random.default_rng(SEED))]
+
+
+def requests(names: Sequence[str]) -> tuple[bytes, ...]:
+    """Their requests."""
+    return tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
+
+
+def contestant(name: str, one: Serving, asked: tuple[bytes, ...]) -> Contestant:
+    """A server of ours, with its token, to be loaded."""
+    return _grpc(name, one.port, one.workers, asked, one.token)
 
 
 def raced(everybody: Field, plan: Plan, tell: Progress) -> Contest:
@@ -111,7 +116,8 @@ def raced(everybody: Field, plan: Plan, tell: Progress) -> Contest:
     run = contest.run(everybody.contestants, plan, cores=everybody.cores, helpers=everybody.helpers, progress=tell)
     rows = uvloop.run(run)
     spent = {} if everybody.twin_port is None else _twin_stages(everybody.twin_port)
-    return Contest(rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent)
+    conditions = asdict(everybody.books.live) | {"eligible": everybody.books.eligible}
+    return Contest(rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent, live=conditions)
 
 
 def sought(everybody: Field, tell: Progress) -> Knee | None:
@@ -132,107 +138,29 @@ def sought(everybody: Field, tell: Progress) -> Knee | None:
     return uvloop.run(search())
 
 
-@contextmanager
-def _keeping_to(core: int) -> Iterator[None]:
-    """Keeps this process on a core meanwhile."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
 def _twin_stages(port: int) -> Mapping[str, float]:
     """Microseconds of the twin by stage, mean over all that it served."""
-    with urllib.request.urlopen(f"http://{_HOST}:{port}/stages", timeout=10) as answer:  # our own
+    with urllib.request.urlopen(f"http://{HOST}:{port}/stages", timeout=10) as answer:  # our own
         return dict(json.load(answer))
-
-
-@contextmanager
-def _serving(folder: Path, preset: str, cores: tuple[int, int], *, room: Path) -> Iterator[_Serving]:
-    """`mantel serve` with one worker on the server's core; Redis and the control plane are on the load's."""
-    state = State(room / preset)
-    with attached(state) as url, connect(url) as client:
-        publish(folder, state, client, Keys(), progress=lambda *_: None, keep_records=True)
-        store = int(_told(client.info("server"))["process_id"])
-        machine.keep_to(store, cores[1])
-        ports = dict.fromkeys(("port", "control-port", "metrics-port"), "0")
-        flags = {"surfaces": str(SHELVES), "preset": preset, "workers": "1", "admission-limit": str(NO_LIMIT), **ports}
-        with running(state, flags, log=room / "serve.log") as endpoints:
-            workers = frozenset(beat.pid for beat in state.heartbeats())
-            family = {endpoints.pid, *_children(endpoints.pid)}
-            for pid in family:
-                machine.keep_to(pid, cores[0] if pid in workers else cores[1])
-            yield _Serving(
-                port=int(endpoints.target.rpartition(":")[2]),
-                token=development_token(state),
-                workers=workers,
-                helpers=frozenset({store, *(family - workers)}),
-                redis_url=url,
-            )
-
-
-@contextmanager
-def _started(cores: tuple[int, int], module: str, *words: str) -> Iterator[tuple[int, frozenset[int]]]:
-    """A module that prints its port, as a process on the server's core: port and process id."""
-    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, env={**os.environ, **own}
-    ) as process:
-        try:
-            assert process.stdout is not None
-            told = process.stdout.readline()
-            if not told:
-                raise Unavailable(f"{module} does not start; what it said stands above")
-            _until_it_listens(int(told))
-            machine.keep_to(process.pid, cores[0])
-            yield int(told), frozenset({process.pid})
-        finally:
-            process.terminate()
-
-
-def _until_it_listens(port: int) -> None:
-    """Waits until a connection is taken: a socket that is bound but not listening refuses."""
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            socket.create_connection((_HOST, port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
 
 
 def _grpc(name: str, port: int, pids: frozenset[int], asked: tuple[bytes, ...], token: str) -> Contestant:
     headers = [("authorization", f"Bearer {token}")] if token else []
-    connect_ = partial(GrpcConnection, f"{_HOST}:{port}", GET_HOME, headers)
-    target = Target(host=_HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
+    connect_ = partial(GrpcConnection, f"{HOST}:{port}", GET_HOME, headers)
+    target = Target(host=HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
     return Contestant(name=name, target=target, pids=pids)
 
 
 def _twin(port: int, pids: frozenset[int], names: Sequence[str], token: str) -> Contestant:
     headers = [("authorization", f"Bearer {token}")]
-    connect_ = partial(HttpConnection, f"{_HOST}:{port}", "/home", headers)
+    connect_ = partial(HttpConnection, f"{HOST}:{port}", "/home", headers)
     asked = tuple(f'{{"user_id": "{user}"}}'.encode() for user in names)
-    target = Target(host=_HOST, port=port, connect=connect_, requests=asked, shares_connections=False)
+    target = Target(host=HOST, port=port, connect=connect_, requests=asked, shares_connections=False)
     return Contestant(name=TWIN, target=target, pids=pids)
 
 
-def _answered(one: _Serving, request: bytes) -> bytes:
+def _answered(one: Serving, request: bytes) -> bytes:
     """The bytes of a page, as a stock client gets them."""
-    with grpc.insecure_channel(f"{_HOST}:{one.port}") as channel:
+    with grpc.insecure_channel(f"{HOST}:{one.port}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(GET_HOME)
         return call(request, metadata=(("authorization", f"Bearer {one.token}"),), timeout=30)
-
-
-def _told(info: Any) -> Mapping[str, Any]:
-    """What Redis tells of itself; its client's types say that it may be a promise of it."""
-    return dict(info)
-
-
-def _children(pid: int) -> set[int]:
-    """The child processes of a process."""
-    return {int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()}

@@ -20,6 +20,7 @@ def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
     """Rows, figures of the design with floor and aim, conditions, and doubts if there are any."""
     if as_json:
         told = {"rows": [asdict(row) for row in contest.rows], "twin_stages": dict(contest.twin_stages)}
+        told["live"] = dict(contest.live)
         verdict = {"doubts": contest.verdict.doubts, "figures": [asdict(one) for one in contest.verdict.figures]}
         print(json.dumps({"conditions": asdict(conditions), **told, "verdict": verdict}))
         return
@@ -57,11 +58,17 @@ def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
     versions = " · ".join(f"{name} {version}" for name, version in conditions.versions.items())
     lines = [
         f"{conditions.items:,} items · {conditions.listeners:,} listeners · {conditions.snapshot}",
+        _live(contest.live),
         f"{conditions.processor}, {conditions.cores} cores · {versions}",
         f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
         *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
     ]
     out.print("\n".join(lines), **AS_TYPED)
+
+
+def _live(what: Mapping[str, float]) -> str:
+    promoted = f"{what['campaigns']:,.0f} campaigns of {what['items']:,.0f} items"
+    return f"{what['experiments']:,.0f} experiments · {promoted} open to {what['eligible']:.1%} of the requests"
 
 
 def knee(conditions: Any, found: Any, rules: Mapping[str, Any], *, as_json: bool) -> int:

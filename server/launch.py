@@ -21,15 +21,18 @@ _PORTS: Final = {"port": 50051, "control-port": 50052, "metrics-port": 9464}
 
 
 @contextmanager
-def running(state: State, flags: Mapping[str, str], *, log: Path) -> Iterator[Endpoints]:
+def running(
+    state: State, flags: Mapping[str, str], *, log: Path, settings: Mapping[str, str] | None = None
+) -> Iterator[Endpoints]:
     """A server on a state directory, from ready to stopped; its logs are appended to a file.
 
-    `flags` are those of `mantel serve`, without dashes in front.
+    `flags` are those of `mantel serve`, without dashes in front; `settings` goes by names, for those without a flag.
 
     Raises:
         Unavailable: it does not become ready, with the end of its log.
     """
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    named = {f"MANTEL_{name.upper()}": value for name, value in (settings or {}).items()}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         server = subprocess.Popen(
@@ -38,6 +41,7 @@ def running(state: State, flags: Mapping[str, str], *, log: Path) -> Iterator[En
             stdout=out,
             stderr=out,
             start_new_session=True,
+            env={**os.environ, **named},
         )
     try:
         yield _ready(server, state, log)

@@ -19,7 +19,7 @@ from loadtest.contest import SHELVES
 from loadtest.stages import BATCHES, STAGES, Case, Figures, Plan, cases, measure, two_markets
 from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from ranking.types import Home
-from server import cli_bench
+from server import cli_bench_world
 from server.cli import app
 from tests.conftest import quiet
 
@@ -156,7 +156,7 @@ def test_bench_prints_tables_and_json(built: Path, records: dict[str, bytes]) ->
 @pytest.mark.usefixtures("briefly")
 def test_the_world_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies in the state directory, is said so, and is made anew where this version cannot read it."""
-    monkeypatch.setattr(cli_bench, "LISTENERS", 120)
+    monkeypatch.setattr(cli_bench_world, "LISTENERS", 120)
     words = ["bench", "--stages", "--items", "600", "--rounds", "1", "--state", str(tmp_path)]
     manifest = tmp_path / "bench/600/snapshot" / MANIFEST
 

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from features.listeners import decode
+from features.snapshot import Snapshot
 from loadtest import machine
 from loadtest.connections import Connection, GrpcConnection, HttpConnection
 from loadtest.contest import SHELVES, Row, plan_of, rules
@@ -24,8 +27,10 @@ from loadtest.contest_knee import STEP, find
 from loadtest.contest_verdict import judge
 from loadtest.generator import Load, Target, closed, opened
 from protos.home.v1 import home_pb2
+from ranking.offers import MIN_PLAYS
 from server.cli import app
 from server.cli_contest import ROLES
+from server.cli_contest_books import Live, books
 from tests.conftest import Served, Store, quiet, serving
 from tests.test_failures import handled, silent
 from tests.wire import GET_HOME, call, eventually
@@ -262,6 +267,26 @@ def posted(port: int, user: str, token: str = "token") -> bytes:  # noqa: S107  
             continue  # it does not listen yet
 
 
+def test_campaigns_are_open_to_the_share_that_is_asked_for(snapshot: Snapshot, records: dict[str, bytes]) -> None:
+    """Whole segments come close to it from below; each campaign has its items, and every experiment listeners."""
+    frames = [records[name] for name in sorted(records)]
+    live = books(Live(experiments=6, campaigns=3, items=4, eligible=0.4), snapshot, frames)
+    manifest = snapshot.manifest
+    listeners = decode(frames, space_id=snapshot.space_id, dimension=manifest.dimension, genres=len(manifest.genres))
+    (segments,) = {tuple(one.segments) for one in live.promotions.campaigns}
+    told = np.isin(listeners.segment, segments) & (listeners.total_plays >= MIN_PLAYS)
+    assert live.eligible == pytest.approx(told.mean())
+    assert 0.2 < live.eligible <= 0.4
+    assert [len({item.item_id for item in one.items}) for one in live.promotions.campaigns] == [4, 4, 4]
+    assert Counter(one.layer for one in live.experiments.experiments) == {
+        "layer-0": 2,
+        "layer-1": 2,
+        "layer-2": 1,
+        "layer-3": 1,
+    }
+    assert [round(one.reserved, 2) for one in live.experiments.experiments] == [0.5, 0.5, 1, 1, 0.5, 0.5]
+
+
 def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is measured with each number of calls in flight; the exit code is the verdict; the snapshot stays whole."""
     if machine.cores() is None:
@@ -273,6 +298,8 @@ def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path, monke
     allowed = os.sched_getaffinity(0)
     done = CliRunner().invoke(app, [*words, "--in-flight", "1", "--in-flight", "4", "--quick", "--json"])
     told = json.loads(done.stdout)
+    assert told["live"]["campaigns"] == rules()["live"]["campaigns"]
+    assert 0 < told["live"]["eligible"] < 1
     found = {(one["name"], one["in_flight"]) for one in told["rows"]}
     names = set(ROLES.values()) - (set() if told["twin_stages"] else {ROLES["twin"]})
     assert found >= {(name, number) for name in names for number in (1, 4)}

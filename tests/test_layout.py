@@ -28,7 +28,6 @@ DOORS = {
         "server/admin_service.py",
         "server/snapshots.py",
         "server/cli_check.py",
-        "server/cli_contest.py",
         "loadtest/twin.py",
     },
     "grpc": {"server/", "protos/", "loadtest/"},
