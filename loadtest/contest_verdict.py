@@ -30,6 +30,14 @@ class Verdict:
     doubts: tuple[str, ...]  # why the figures do not count; none: they do
     figures: tuple[Figure, ...]
 
+    def value(self, name: str) -> float:
+        """What was measured of a figure.
+
+        Raises:
+            StopIteration: there is no such figure.
+        """
+        return next(figure.value for figure in self.figures if figure.name == name)
+
     @property
     def exit_code(self) -> int:
         """0: every floor stands; 1: one does not; 2: no verdict."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from loadtest.contest_tries import Tries
 from server.face import AS_TYPED, console, table
 
 _SENTENCES = {
@@ -16,14 +17,23 @@ _SENTENCES = {
 UNSTEADY = "no verdict: no rate kept its p99 in three runs one after the other; measure when the machine is quiet"
 
 
-def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
+def told(conditions: Any, tries: Tries) -> dict[str, Any]:
+    """What a program reads: the median run, whole, and what every try said."""
+    one = tries.median
+    return {
+        "conditions": asdict(conditions),
+        "live": dict(one.live),
+        "rows": [asdict(row) for row in one.rows],
+        "twin_stages": dict(one.twin_stages),
+        "verdict": asdict(one.verdict),
+        "tries": {"wanted": tries.wanted, "had": tries.verdicts, "runs": [asdict(run.verdict) for run in tries.runs]},
+        "exit_code": tries.exit_code,
+    }
+
+
+def show(conditions: Any, tries: Tries) -> None:
     """Rows, figures of the design with floor and aim, conditions, and doubts if there are any."""
-    if as_json:
-        told = {"rows": [asdict(row) for row in contest.rows], "twin_stages": dict(contest.twin_stages)}
-        told["live"] = dict(contest.live)
-        verdict = {"doubts": contest.verdict.doubts, "figures": [asdict(one) for one in contest.verdict.figures]}
-        print(json.dumps({"conditions": asdict(conditions), **told, "verdict": verdict}))
-        return
+    contest = tries.median
     out = console()
     columns = ("", "in flight", "requests/s", "±", "CPU us", "p50 ms", "p99 ms", "bytes", "load busy", "others")
     rows = [
@@ -61,9 +71,21 @@ def show(conditions: Any, contest: Any, *, as_json: bool) -> None:
         _live(contest.live),
         f"{conditions.processor}, {conditions.cores} cores · {versions}",
         f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
+        *_tried(tries),
         *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
     ]
     out.print("\n".join(lines), **AS_TYPED)
+
+
+def _tried(tries: Tries) -> list[str]:
+    """How many runs it took, where it was more than one that was wanted."""
+    if tries.wanted == 1:
+        return []
+    values = " · ".join(
+        f"{run.verdict.figures[0].value:.2f}" + (" (no verdict)" if run.verdict.doubts else "") for run in tries.runs
+    )
+    had = f"{tries.verdicts} of {len(tries.runs)} tries had a verdict, {tries.wanted} are needed"
+    return [f"{had}; this is the median run. {_SENTENCES[tries.median.verdict.figures[0].name]}: {values}"]
 
 
 def _live(what: Mapping[str, float]) -> str:

@@ -24,7 +24,8 @@ from loadtest import machine
 from loadtest.connections import Connection, GrpcConnection, HttpConnection
 from loadtest.contest import SHELVES, Row, plan_of, rules
 from loadtest.contest_knee import STEP, find
-from loadtest.contest_verdict import judge
+from loadtest.contest_tries import repeated
+from loadtest.contest_verdict import Contest, judge
 from loadtest.generator import Load, Target, closed, opened
 from protos.home.v1 import home_pb2
 from ranking.offers import MIN_PLAYS
@@ -123,8 +124,8 @@ async def test_http_answers_are_counted_whole() -> None:
     assert load.payload * len(load.latencies) == 5 * (len(load.latencies) + 1)
 
 
-def row(name: str, rate: float, *, in_flight: int = 64) -> Row:
-    """A row of a quiet machine on which all else is equal."""
+def row(name: str, rate: float, *, in_flight: int = 64, busy: bool = False) -> Row:
+    """A row of a quiet machine, unless it is busy, on which all else is equal."""
     return Row(
         name=name,
         in_flight=in_flight,
@@ -137,7 +138,7 @@ def row(name: str, rate: float, *, in_flight: int = 64) -> Row:
         payload=10_000,
         failed=0,
         generator_busy=0.3,
-        others=0.0,
+        others=0.5 if busy else 0.0,
     )
 
 
@@ -164,6 +165,30 @@ def test_there_is_no_verdict_of_a_busy_machine(change: dict[str, float]) -> None
     """Others on a core, a generator at its limit, a call that failed: exit code 2, and the reason is told."""
     verdict = judge([replace(QUIET[0], **change), *QUIET[1:]], ROLES, rules())  # type: ignore[arg-type]  # of fields
     assert (verdict.exit_code, len(verdict.doubts)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "told", "code"),
+    [
+        ([0.9, 0.8, 0.3], 0.8, 0),  # three of three
+        ([0.9, None, 0.3, None, 0.2], 0.3, 1),  # the median misses a floor
+        ([None, 0.9, None, None, 0.8, None], 0.8, 2),  # two of six are too few
+        ([None] * 6, 0.5, 2),
+    ],
+)
+def test_figures_to_quote_are_of_the_median_of_three_verdicts(seen: list[float | None], told: float, code: int) -> None:
+    """Runs of a busy machine (none) are repeated, six in all at most."""
+    left = iter(seen)
+
+    def run() -> Contest:
+        value = next(left)
+        rows = [row(ROLES["ceiling"], 1000, busy=value is None), row(ROLES["plain"], 1000 * (value or 0.5)), *QUIET[2:]]
+        return Contest(rows=tuple(rows), verdict=judge(rows, ROLES, rules()), twin_stages={}, live={})
+
+    tries = repeated(run, rules()["quotable"])
+    assert len(tries.runs) == len(seen)
+    assert tries.median.verdict.value("plain_to_ceiling") == pytest.approx(told)
+    assert tries.exit_code == code
 
 
 @pytest.mark.parametrize("knee", [90.0, 400.0, 955.0])
