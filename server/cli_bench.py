@@ -46,6 +46,9 @@ def bench(
         list[int] | None, typer.Option(min=1, max=2048, help="Calls in flight; may be given again.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Of each load.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw CPU and rates into this file; the JSON goes beside it.")
+    ] = None,
     state: StateOption = None,
     json_: JsonOption = False,
     quiet: QuietOption = False,
@@ -56,13 +59,13 @@ def bench(
     (with --quotable: in too many runs). The first run makes a synthetic world, trains on it and keeps it in `bench/` of
     --state (at 100,000 items a minute).
 
-    Examples: mantel bench, mantel bench --quick, mantel bench --quotable, mantel bench --stages --json
+    Examples: mantel bench, mantel bench --quick, mantel bench --quotable --svg bench.svg, mantel bench --stages --json
     """
     from loadtest.contest import rules
     from loadtest.contest_tries import repeated
     from loadtest.stages import Plan
-    from server import contest_report, face, reports
-    from server.cli_contest import field, raced, sought
+    from server import cli_contest_report, face, reports
+    from server.cli_contest import KINDS, field, raced, sought
 
     silent, place = quiet or json_, State(load_settings(state=state).state)
     on = ground(place, data or kept(place, items, silent=silent))
@@ -81,11 +84,17 @@ def bench(
             limits = rules()["quotable" if quotable else "once"]
             tries = repeated(lambda: raced(everybody, plan, tell), limits)
     if knee:
-        raise typer.Exit(contest_report.knee(conditions(on, begun), found, rules(), as_json=json_))
+        raise typer.Exit(cli_contest_report.knee(conditions(on, begun), found, rules(), as_json=json_))
+    found_on = conditions(on, begun)
+    told = json.dumps(cli_contest_report.told(found_on, tries))
+    if svg is not None:
+        svg.parent.mkdir(parents=True, exist_ok=True)
+        svg.write_text(cli_contest_report.drawn(found_on, tries, KINDS))
+        svg.with_suffix(".json").write_text(f"{told}\n")
     if json_:
-        print(json.dumps(contest_report.told(conditions(on, begun), tries)))
+        print(told)
     else:
-        contest_report.show(conditions(on, begun), tries)
+        cli_contest_report.show(found_on, tries)
     raise typer.Exit(tries.exit_code)
 
 

@@ -31,6 +31,7 @@ GET_HOME: Final = "/mantel.home.v1.HomeService/GetHome"
 CEILING, CEILING_SYNC, TWIN = "ceiling: grpc.aio", "ceiling: grpcio sync", "twin: FastAPI, plain"
 PLAIN, FULL = "GetHome, plain", "GetHome, full"
 ROLES: Final = {"ceiling": CEILING, "plain": PLAIN, "full": FULL, "twin": TWIN}
+KINDS: Final = {CEILING: "ceiling", CEILING_SYNC: "ceiling", PLAIN: "ours", FULL: "ours", TWIN: "peer"}  # in pictures
 PRESETS: Final = {PLAIN: "plain", FULL: "full"}
 NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
 REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import grpc
 import numpy as np
@@ -321,8 +322,13 @@ def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path, monke
     before = sorted(path.name for path in built.rglob("*"))
     words = ["bench", "--data", str(built), "--state", str(tmp_path / "state"), "--rounds", "1", "--seconds", "0.5"]
     allowed = os.sched_getaffinity(0)
-    done = CliRunner().invoke(app, [*words, "--in-flight", "1", "--in-flight", "4", "--quick", "--json"])
+    words += ["--in-flight", "1", "--in-flight", "4", "--svg", str(tmp_path / "bench.svg")]
+    done = CliRunner().invoke(app, [*words, "--quick", "--json"])
     told = json.loads(done.stdout)
+    assert json.loads((tmp_path / "bench.json").read_bytes()) == told
+    picture = ET.parse(tmp_path / "bench.svg")  # noqa: S314  # our own
+    words_drawn = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert words_drawn >= {f"{one['cpu_us']:,.0f}" for one in told["rows"]} | {one["name"] for one in told["rows"]}
     assert told["live"]["campaigns"] == rules()["live"]["campaigns"]
     assert 0 < told["live"]["eligible"] < 1
     found = {(one["name"], one["in_flight"]) for one in told["rows"]}

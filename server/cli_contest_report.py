@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from loadtest.contest_chart import chart
 from loadtest.contest_tries import Tries
 from server.face import AS_TYPED, console, table
 
@@ -75,6 +76,22 @@ def show(conditions: Any, tries: Tries) -> None:
         *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
     ]
     out.print("\n".join(lines), **AS_TYPED)
+
+
+def drawn(conditions: Any, tries: Tries, kinds: Mapping[str, str]) -> str:
+    """The median run as a picture, SVG; `kinds` as its chart takes them."""
+    one = tries.median
+    notes = [
+        f"{conditions.processor}, {conditions.cores} cores: the server on one, load and Redis on another",
+        f"{conditions.items:,} items · {conditions.listeners:,} listeners by Zipf · {_live(one.live)}",
+        *_doubted(tries),
+    ]
+    return chart(one.rows, kinds, title=f"GetHome: six shelves of twelve, {conditions.items:,} items", notes=notes)
+
+
+def _doubted(tries: Tries) -> list[str]:
+    """That the figures do not count, where they do not."""
+    return ["no verdict: the machine was too busy"] if tries.exit_code == 2 else []
 
 
 def _tried(tries: Tries) -> list[str]:
