@@ -54,12 +54,14 @@ class Row:
     failed: int  # in all rounds
     generator_busy: float
     others: float  # the larger share that others took of either core
+    busiest: float  # share of the server's CPU that the busiest of its processes used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Turn:
     load: Load
     cpu_s: float
+    busiest: float
     others: float
 
 
@@ -102,12 +104,15 @@ async def _turn(
     contestant: Contestant, in_flight: int, seconds: float, cores: tuple[int, int], helpers: frozenset[int]
 ) -> _Turn:
     pids, near = (contestant.pids, frozenset({os.getpid(), *helpers}))
+    each = {pid: machine.spent(pid) for pid in pids}
     before = machine.read(pids, cores[0]), machine.read(near, cores[1])
     load = await closed(contestant.target, in_flight=in_flight, seconds=seconds)
     after = machine.read(pids, cores[0]), machine.read(near, cores[1])
+    most = max(machine.spent(pid) - began for pid, began in each.items())
     await asyncio.sleep(0.05)  # what waits behind the responses is done before the next has its turn
     others = max(machine.others_share(one, two) for one, two in zip(before, after, strict=True))
-    return _Turn(load=load, cpu_s=after[0].processes - before[0].processes, others=others)
+    cpu_s = after[0].processes - before[0].processes
+    return _Turn(load=load, cpu_s=cpu_s, busiest=min(1.0, most / max(1e-9, cpu_s)), others=others)
 
 
 def _row(name: str, in_flight: int, turns: Sequence[_Turn]) -> Row:
@@ -128,4 +133,5 @@ def _row(name: str, in_flight: int, turns: Sequence[_Turn]) -> Row:
         failed=sum(one.load.failed for one in turns),
         generator_busy=median(one.load.busy for one in turns),
         others=median(one.others for one in turns),
+        busiest=median(one.busiest for one in turns),
     )

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from loadtest.contest_verdict import Contest
 
@@ -26,16 +25,20 @@ class Tries:
         return self.median.verdict.exit_code if self.verdicts >= self.wanted else 2
 
 
-def repeated(run: Callable[[], Contest], limits: Mapping[str, Any]) -> Tries:
+def repeated(run: Callable[[], Contest], limits: Mapping[str, int]) -> Tries:
     """Runs until `limits["verdicts"]` runs had a verdict, or `limits["most"]` were made.
 
-    The median is by the figure that `limits["by"]` names; of an even number, the lower.
+    The median is by the first figure, where there is none by the first rate; of an even number, the lower.
     """
     runs = list[Contest]()
     while len(_calm(runs)) < limits["verdicts"] and len(runs) < limits["most"]:
         runs.append(run())
-    ordered = sorted(_calm(runs) or runs, key=lambda one: one.verdict.value(limits["by"]))
+    ordered = sorted(_calm(runs) or runs, key=_rank)
     return Tries(runs=tuple(runs), median=ordered[(len(ordered) - 1) // 2], wanted=limits["verdicts"])
+
+
+def _rank(run: Contest) -> float:
+    return run.verdict.figures[0].value if run.verdict.figures else run.rows[0].rate
 
 
 def _calm(runs: "tuple[Contest, ...] | list[Contest]") -> list[Contest]:

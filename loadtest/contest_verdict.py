@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from loadtest.contest import Row
+
+COSTS: Final = ("ready_s", "private_mb", "memory_gb")  # how names of figures begin of which less is better
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +69,18 @@ def judge(rows: Sequence[Row], names: Mapping[str, str], rules: Mapping[str, Any
     }
     if "twin" in row:
         found["plain_to_twin"] = row["plain"].rate / row["twin"].rate
+    return verdict(rows, found, rules)
+
+
+def verdict(rows: Sequence[Row], found: Mapping[str, float], rules: Mapping[str, Any]) -> Verdict:
+    """What may be said of figures, by the names that they have in the rules, and of the rows that they are of."""
     figures = tuple(
         Figure(
             name=name,
             value=value,
             floor=rules["floors"][name],
             aim=rules["aims"][name],
-            at_most=name.endswith("_cpu"),
+            at_most=name.endswith("_cpu") or name.startswith(COSTS),
         )
         for name, value in found.items()
     )

@@ -27,7 +27,7 @@ class Reading:
 def read(pids: frozenset[int], core: int) -> Reading:
     """Processes and their core, now; ticks are 10 ms on most kernels."""
     busy, everything = _core(core)
-    return Reading(processes=sum(map(_process, pids)), core_busy=busy, core_all=everything)
+    return Reading(processes=sum(map(spent, pids)), core_busy=busy, core_all=everything)
 
 
 def others_share(before: Reading, after: Reading) -> float:
@@ -42,6 +42,12 @@ def keep_to(pid: int, core: int) -> None:
         os.sched_setaffinity(int(task.name), {core})
 
 
+def spent(pid: int) -> float:
+    """CPU seconds of a process since its start."""
+    fields = _fields(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
 def age(pid: int) -> float:
     """Seconds since a process was started."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(_fields(pid)[19]) / _TICKS
@@ -51,11 +57,6 @@ def cores() -> tuple[int, int] | None:
     """The server's core and the load's; None where there is only one."""
     allowed = sorted(os.sched_getaffinity(0))
     return (allowed[-1], allowed[0]) if len(allowed) > 1 else None
-
-
-def _process(pid: int) -> float:
-    fields = _fields(pid)
-    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def _fields(pid: int) -> list[str]:

@@ -28,6 +28,10 @@ def bench(
         bool, typer.Option("--stages", help="Instead: how long each stage of a page takes, without gRPC and Redis.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer and shorter rounds, under three minutes.")] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Too: other catalogues, books, settings and workers, each beside the default."),
+    ] = False,
     quotable: Annotated[
         bool, typer.Option("--quotable", help="Repeat, until 3 runs of at most 6 had a verdict; tell the median run.")
     ] = False,
@@ -64,8 +68,9 @@ def bench(
     from loadtest.contest import rules
     from loadtest.contest_tries import repeated
     from loadtest.stages import Plan
-    from server import cli_contest_report, face, reports
+    from server import cli_contest_report, cli_contest_sweep_report, face, reports
     from server.cli_contest import KINDS, field, raced, sought
+    from server.cli_contest_sweeps import sweeps, swept
 
     silent, place = quiet or json_, State(load_settings(state=state).state)
     on = ground(place, data or kept(place, items, silent=silent))
@@ -75,18 +80,21 @@ def bench(
             figures = _measure(on, Plan() if rounds is None else Plan(rounds=rounds), tell)
         reports.bench(conditions(on, begun), figures, as_json=json_)
         return
+    plan, limits = _changed(quick, rounds, seconds, in_flight), rules()["quotable" if quotable else "once"]
     alone = place.lock("bench", wait=False, held=f"another bench measures on {place.path}; wait until it has ended")
-    with alone, face.progress(quiet=silent, still=True) as tell, field(on) as everybody:
-        if knee:
-            found = sought(everybody, tell)
-        else:
-            plan = _changed(quick, rounds, seconds, in_flight)
-            limits = rules()["quotable" if quotable else "once"]
-            tries = repeated(lambda: raced(everybody, plan, tell), limits)
-    if knee:
-        raise typer.Exit(cli_contest_report.knee(conditions(on, begun), found, rules(), as_json=json_))
+    with alone, face.progress(quiet=silent, still=True) as tell:
+        with field(on) as everybody:
+            if knee:
+                found = sought(everybody, tell)
+            else:
+                tries = repeated(lambda: raced(everybody, plan, tell), limits)
+        changed = [swept(one, on, plan, limits, tell) for one in sweeps(on, place)] if full else []
     found_on = conditions(on, begun)
-    told = json.dumps(cli_contest_report.told(found_on, tries))
+    if knee:
+        raise typer.Exit(cli_contest_report.knee(found_on, found, rules(), as_json=json_))
+    code = max(tries.exit_code, *(one.tries.exit_code for one in changed), 0)
+    said = cli_contest_report.told(found_on, tries) | {"exit_code": code}
+    told = json.dumps(said | ({"sweeps": cli_contest_sweep_report.told(changed)} if full else {}))
     if svg is not None:
         svg.parent.mkdir(parents=True, exist_ok=True)
         svg.write_text(cli_contest_report.drawn(found_on, tries, KINDS))
@@ -95,7 +103,8 @@ def bench(
         print(told)
     else:
         cli_contest_report.show(found_on, tries)
-    raise typer.Exit(tries.exit_code)
+        cli_contest_sweep_report.show(changed)
+    raise typer.Exit(code)
 
 
 def _changed(quick: bool, rounds: int | None, seconds: float | None, in_flight: list[int] | None) -> "contest.Plan":

@@ -111,25 +111,33 @@ def kept(state: State, items: int, *, silent: bool) -> Path:
         WrongState: another process makes one.
     """
     from features.offline.build import BuildSettings, build
-    from features.offline.records import RECORDS, RECORDS_MANIFEST
     from features.offline.world import WorldSettings, generate
-    from features.snapshot import read_manifest
     from server import face
 
     folder = state.path / "bench" / str(items)
-    snapshot = folder / "snapshot"
     with state.lock("bench", wait=False, held=f"another bench makes its world in {state.path}; wait until it measures"):
-        with suppress(SnapshotRefused):
-            read_manifest(snapshot)
-            if (snapshot / RECORDS / RECORDS_MANIFEST).is_file():
-                return snapshot
+        if (found := at_hand(state, items)) is not None:
+            return found
         shutil.rmtree(folder, ignore_errors=True)  # of another version: no drift to measure
         if not silent:
             typer.echo(f"making a world of {items:,} items and {LISTENERS:,} listeners, kept in {folder}", err=True)
         with face.progress(quiet=silent) as tell:
             generate(folder / "world", settings=WorldSettings(items=items, listeners=LISTENERS), progress=tell)
-            build(folder / "world", snapshot, settings=BuildSettings(), progress=tell)
-    return snapshot
+            build(folder / "world", folder / "snapshot", settings=BuildSettings(), progress=tell)
+    return folder / "snapshot"
+
+
+def at_hand(state: State, items: int) -> Path | None:
+    """The snapshot of a synthetic world of so many items; None where there is none that this version reads."""
+    from features.offline.records import RECORDS, RECORDS_MANIFEST
+    from features.snapshot import read_manifest
+
+    snapshot = state.path / "bench" / str(items) / "snapshot"
+    with suppress(SnapshotRefused):
+        read_manifest(snapshot)
+        if (snapshot / RECORDS / RECORDS_MANIFEST).is_file():
+            return snapshot
+    return None
 
 
 def records_of(folder: Path, space_id: str) -> dict[str, bytes]:

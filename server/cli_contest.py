@@ -4,7 +4,7 @@ import json
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
@@ -58,14 +58,12 @@ def field(on: Ground) -> Iterator[Field]:
     Raises:
         WrongState: there is one core only, so that load and server would share it.
     """
-    cores, names, room = two_cores(), asking(on.records), on.room
-    asked = requests(names)
-    live = books(Live(**contest.rules()["live"]), on.snapshot, [on.records[name] for name in names])
+    cores, room, names = two_cores(), on.room, asking(on.records)
+    usual = default(on, names)
+    asked, live = usual.requests, usual.books
     with ExitStack() as stack:
         ours = {
-            name: stack.enter_context(
-                serving(Ours(name=name, folder=on.folder, books=live, preset=preset), cores, room=room / preset)
-            )
+            name: stack.enter_context(serving(replace(usual, name=name, preset=preset), cores, room=room / preset))
             for name, preset in PRESETS.items()
         }
         answer = room / "answer.bin"
@@ -102,9 +100,15 @@ def asking(records: Mapping[str, bytes]) -> list[str]:
     return [user for user, _ in drawn(sorted(records), REQUESTS, np.random.default_rng(SEED))]
 
 
-def requests(names: Sequence[str]) -> tuple[bytes, ...]:
-    """Their requests."""
-    return tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
+def default(on: Ground, names: Sequence[str], live: Live | None = None) -> Ours:
+    """A server with nothing changed, who asks it, and what runs on it; `live`: in place of the rules'."""
+    wanted = Live(**contest.rules()["live"]) if live is None else live
+    return Ours(
+        name=FULL,
+        folder=on.folder,
+        books=books(wanted, on.snapshot, [on.records[name] for name in names]),
+        requests=tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names),
+    )
 
 
 def contestant(name: str, one: Serving, asked: tuple[bytes, ...]) -> Contestant:
@@ -112,13 +116,19 @@ def contestant(name: str, one: Serving, asked: tuple[bytes, ...]) -> Contestant:
     return _grpc(name, one.port, one.workers, asked, one.token)
 
 
+def told(live: Books) -> Mapping[str, float]:
+    """What runs, as conditions tell it."""
+    return asdict(live.live) | {"eligible": live.eligible}
+
+
 def raced(everybody: Field, plan: Plan, tell: Progress) -> Contest:
     """Measures everybody in turns, and judges."""
     run = contest.run(everybody.contestants, plan, cores=everybody.cores, helpers=everybody.helpers, progress=tell)
     rows = uvloop.run(run)
     spent = {} if everybody.twin_port is None else _twin_stages(everybody.twin_port)
-    conditions = asdict(everybody.books.live) | {"eligible": everybody.books.eligible}
-    return Contest(rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent, live=conditions)
+    return Contest(
+        rows=rows, verdict=judge(rows, ROLES, contest.rules()), twin_stages=spent, live=told(everybody.books)
+    )
 
 
 def sought(everybody: Field, tell: Progress) -> Knee | None:

@@ -7,12 +7,20 @@ from typing import Any
 
 from loadtest.contest_chart import chart
 from loadtest.contest_tries import Tries
+from loadtest.contest_verdict import Verdict
 from server.face import AS_TYPED, console, table
 
-_SENTENCES = {
+SENTENCES = {
     "plain_to_ceiling": "GetHome, plain, against what grpc.aio answers from a constant",
     "full_to_plain_cpu": "CPU per request, full against plain",
     "plain_to_twin": "GetHome against its twin behind FastAPI",
+    "items_1000000": "1,000,000 items against 100,000, requests/s",
+    "items_10000000": "10,000,000 items against 100,000, requests/s",
+    "live": "all experiments and campaigns against none, requests/s",
+    "ready_s_1000000": "from a worker's start until it answers, 1,000,000 items, s",
+    "ready_s_10000000": "from a worker's start until it answers, 10,000,000 items, s",
+    "private_mb": "memory of a worker that it shares with nobody, MB",
+    "memory_gb_10000000": "memory of all processes and Redis, 10,000,000 items, GB",
 }
 
 UNSTEADY = "no verdict: no rate kept its p99 in three runs one after the other; measure when the machine is quiet"
@@ -53,16 +61,7 @@ def show(conditions: Any, tries: Tries) -> None:
         for row in contest.rows
     ]
     out.print(table("one core of server, the load on another; medians over rounds", columns, rows))
-    figures = [
-        (
-            _SENTENCES[one.name],
-            f"{one.value:.2f}",
-            f"{'at most ' if one.at_most else ''}{one.floor:g}" + ("" if one.stands else ", missed"),
-            f"{one.aim:g}",
-        )
-        for one in contest.verdict.figures
-    ]
-    out.print(table("figures", ("with the most calls in flight", "measured", "floor", "aim"), figures))
+    out.print(figures(contest.verdict))
     if contest.twin_stages:
         stages = " · ".join(f"{name} {micros:,.0f}" for name, micros in contest.twin_stages.items())
         out.print(f"the twin's stages, us per request (read: with waiting while others compute): {stages}", **AS_TYPED)
@@ -72,10 +71,24 @@ def show(conditions: Any, tries: Tries) -> None:
         _live(contest.live),
         f"{conditions.processor}, {conditions.cores} cores · {versions}",
         f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
-        *_tried(tries),
+        *tried(tries),
         *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
     ]
     out.print("\n".join(lines), **AS_TYPED)
+
+
+def figures(verdict: Verdict) -> Any:
+    """A verdict's figures, with floor and aim, as a table."""
+    rows = [
+        (
+            SENTENCES[one.name],
+            f"{one.value:.2f}",
+            f"{'at most ' if one.at_most else ''}{one.floor:g}" + ("" if one.stands else ", missed"),
+            f"{one.aim:g}",
+        )
+        for one in verdict.figures
+    ]
+    return table("figures", ("with the most calls in flight", "measured", "floor", "aim"), rows)
 
 
 def drawn(conditions: Any, tries: Tries, kinds: Mapping[str, str]) -> str:
@@ -94,15 +107,15 @@ def _doubted(tries: Tries) -> list[str]:
     return ["no verdict: the machine was too busy"] if tries.exit_code == 2 else []
 
 
-def _tried(tries: Tries) -> list[str]:
+def tried(tries: Tries) -> list[str]:
     """How many runs it took, where it was more than one that was wanted."""
-    if tries.wanted == 1:
+    if tries.wanted == 1 or not tries.median.verdict.figures:
         return []
     values = " · ".join(
         f"{run.verdict.figures[0].value:.2f}" + (" (no verdict)" if run.verdict.doubts else "") for run in tries.runs
     )
     had = f"{tries.verdicts} of {len(tries.runs)} tries had a verdict, {tries.wanted} are needed"
-    return [f"{had}; this is the median run. {_SENTENCES[tries.median.verdict.figures[0].name]}: {values}"]
+    return [f"{had}; this is the median run. {SENTENCES[tries.median.verdict.figures[0].name]}: {values}"]
 
 
 def _live(what: Mapping[str, float]) -> str:

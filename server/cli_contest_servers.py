@@ -35,7 +35,8 @@ class Ours:
 
     name: str  # in figures
     folder: Path  # of the snapshot, with its listener records
-    books: live.Books | None
+    books: live.Books
+    requests: tuple[bytes, ...]  # what it is asked, in turn
     preset: str = "full"
     workers: int = 1
     settings: Mapping[str, str] = field(default_factory=dict)  # by name, in place of their defaults
@@ -77,8 +78,7 @@ def serving(ours: Ours, cores: tuple[int, int], *, room: Path) -> Iterator[Servi
             family = {endpoints.pid, *children_of(endpoints.pid)}
             for pid in family:
                 machine.keep_to(pid, cores[0] if pid in workers else cores[1])
-            if ours.books is not None:
-                live.apply(ours.books, state, endpoints)
+            live.apply(ours.books, state, endpoints)
             yield Serving(
                 port=int(endpoints.target.rpartition(":")[2]),
                 token=development_token(state),

@@ -60,9 +60,9 @@ def _ready(server: subprocess.Popen[bytes], state: State, log: Path) -> Endpoint
     while time.monotonic() < deadline and server.poll() is None:
         endpoints = state.endpoints()
         if endpoints is not None and endpoints.pid == server.pid:
-            with HomeClient(endpoints.target) as client:
+            with HomeClient(endpoints.target) as data, HomeClient(endpoints.control) as control:
                 while time.monotonic() < deadline and server.poll() is None:
-                    if client.serving():
+                    if data.serving() and control.serving():
                         return endpoints
                     time.sleep(0.02)
         time.sleep(0.02)

@@ -16,11 +16,12 @@ def peak_bytes() -> int:
 
 def pss_bytes(pid: int) -> int:
     """A process' proportional set size; 0 where it is gone or belongs to another user."""
-    try:
-        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+    return _rolled_up(pid, "Pss:")
+
+
+def private_bytes(pid: int) -> int:
+    """What a process holds that no other does and no file could give back; 0 as above."""
+    return _rolled_up(pid, "Private_Dirty:")
 
 
 def children_of(pid: int) -> list[int]:
@@ -39,3 +40,11 @@ def children_of(pid: int) -> list[int]:
 def readable(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _rolled_up(pid: int, what: str) -> int:
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(what)), 0)

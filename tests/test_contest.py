@@ -140,6 +140,7 @@ def row(name: str, rate: float, *, in_flight: int = 64, busy: bool = False) -> R
         failed=0,
         generator_busy=0.3,
         others=0.5 if busy else 0.0,
+        busiest=1.0,
     )
 
 
