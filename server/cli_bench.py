@@ -43,6 +43,10 @@ def bench(
         bool,
         typer.Option("--knee", help="Instead: the highest rate with p99 in time, and p99 below it; 10 minutes."),
     ] = False,
+    h2load: Annotated[
+        bool,
+        typer.Option("--h2load", help="Instead: requests/s by h2load, where it is installed, beside our own load."),
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")
     ] = None,
@@ -68,7 +72,7 @@ def bench(
     from loadtest.contest import rules
     from loadtest.contest_tries import repeated
     from loadtest.stages import Plan
-    from server import cli_contest_report, cli_contest_sweep_report, face, reports
+    from server import cli_contest_h2load, cli_contest_report, cli_contest_sweep_report, face, reports
     from server.cli_contest import KINDS, field, raced, sought
     from server.cli_contest_sweeps import sweeps, swept
 
@@ -82,6 +86,10 @@ def bench(
         return
     plan, limits = _changed(quick, rounds, seconds, in_flight), rules()["quotable" if quotable else "once"]
     alone = place.lock("bench", wait=False, held=f"another bench measures on {place.path}; wait until it has ended")
+    if h2load:
+        with alone, face.progress(quiet=silent, still=True) as tell:
+            capacity = cli_contest_h2load.measured(on, plan, tell)
+        raise typer.Exit(cli_contest_h2load.show(conditions(on, begun), capacity, as_json=json_))
     with alone, face.progress(quiet=silent, still=True) as tell:
         with field(on) as everybody:
             if knee:

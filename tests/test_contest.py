@@ -28,6 +28,7 @@ from loadtest.contest_knee import STEP, find
 from loadtest.contest_tries import repeated
 from loadtest.contest_verdict import Contest, judge
 from loadtest.generator import Load, Target, closed, opened
+from loadtest.h2load import found
 from protos.home.v1 import home_pb2
 from ranking.offers import MIN_PLAYS
 from server.cli import app
@@ -339,3 +340,19 @@ def test_the_bench_loads_everybody_and_judges(built: Path, tmp_path: Path, monke
     assert done.exit_code == (2 if told["verdict"]["doubts"] else done.exit_code)
     assert os.sched_getaffinity(0) == allowed
     assert sorted(path.name for path in built.rglob("*")) == before
+
+
+def test_h2load_is_counted_by_the_server(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is installed pages are counted as OK, by both generators; where it is not, how to install it is said."""
+    if machine.cores() is None:
+        pytest.skip("this machine has one core")
+    words = ["bench", "--h2load", "--data", str(built), "--state", str(tmp_path), "--rounds", "1", "--seconds", "0.5"]
+    if not found():
+        assert "apt-get install nghttp2-client" in str(CliRunner().invoke(app, words).exception)
+        pytest.skip("h2load is not installed")
+    done = CliRunner().invoke(app, [*words, "--quick", "--in-flight", "8", "--json"])
+    for one in json.loads(done.stdout)["rows"]:
+        assert one["statuses"]["OK"] > 8
+        assert min(one["rate"], one["own_rate"], one["cpu_us"]) > 0
+    monkeypatch.setenv("PATH", "")
+    assert "apt-get install nghttp2-client" in str(CliRunner().invoke(app, words).exception)
