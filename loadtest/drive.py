@@ -15,6 +15,7 @@ import numpy as np
 
 from loadtest import calls as calls_
 from loadtest.calls import CALL, Calls
+from loadtest.pacing import turns
 from loadtest.script import GET_HOME, RECORD_EVENTS, Asked, Script
 from loadtest.traffic import EVENTS, PREFETCH
 from protos.client import Tls, asyncio_channel
@@ -22,7 +23,6 @@ from protos.events.v1 import events_pb2
 from protos.home.v1 import home_pb2
 
 PRIORITY: Final = ("x-mantel-priority", "prefetch")
-BREATH: Final = 32  # calls sent in a row, when late, before answers are heard
 CONNECT_S: Final = 10.0
 
 
@@ -77,15 +77,7 @@ class _Line:
     async def send_all(self) -> None:
         """Sends each call when it is due, and waits for the last answer."""
         under_way: set[asyncio.Task[None]] = set()
-        in_a_row = 0
-        for step, due in enumerate(self.rows["due"].tolist()):
-            at = self._start + due
-            while (early := at - time.monotonic()) > 0:
-                in_a_row = 0
-                await asyncio.sleep(early)  # uvloop rounds to milliseconds; below half of one it yields at once
-            in_a_row += 1
-            if in_a_row % BREATH == 0:
-                await asyncio.sleep(0)
+        async for step, _, _ in turns(self.rows["due"], self._start):
             task = asyncio.create_task(self._call(step, self._script.ask(step)))
             under_way.add(task)
             task.add_done_callback(under_way.discard)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Final
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.connections import Connection
+from loadtest.pacing import turns
 
 MOST_CONNECTIONS: Final = 8  # of a protocol that carries many calls on one
 Connect = Callable[[], Connection]
@@ -51,16 +51,16 @@ async def closed(target: Target, *, in_flight: int, seconds: float) -> Load:
     count = min(in_flight, MOST_CONNECTIONS) if target.shares_connections else in_flight
     connections = await _connected(target, count)
     requests, latencies = cycle(target.requests), list[float]()
-    began, worked = time.perf_counter(), time.thread_time()
+    began, worked = time.monotonic(), time.thread_time()
     until, failed, over = began + seconds, 0, asyncio.get_running_loop().create_future()
     running = in_flight
 
     def call(connection: Connection) -> None:
-        sent = time.perf_counter()
+        sent = time.monotonic()
 
         def done(answered: bool) -> None:
             nonlocal failed, running
-            now = time.perf_counter()
+            now = time.monotonic()
             if answered:
                 latencies.append(now - sent)
             else:
@@ -89,28 +89,24 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
     due = np.cumsum(gaps)
     connections = await _connected(target, MOST_CONNECTIONS if target.shares_connections else 64)
     latencies, late, failed = list[float](), np.empty(len(due)), 0
-    loop, sleeper = asyncio.get_running_loop(), ThreadPoolExecutor(1)
-    began, worked = time.perf_counter(), time.thread_time()
+    began, worked = time.monotonic(), time.thread_time()
 
     def call(connection: Connection, request: bytes, at: float) -> None:
         def done(answered: bool) -> None:
             nonlocal failed
             if answered:
-                latencies.append(time.perf_counter() - at)
+                latencies.append(time.monotonic() - at)
             else:
                 failed += 1
 
         connection.send(request, done)
 
-    turns: Iterator[tuple[Connection, bytes]] = zip(cycle(connections), cycle(target.requests), strict=False)
-    for number, moment in enumerate((began + due).tolist()):
-        while (wait := moment - time.perf_counter()) > 0:
-            await loop.run_in_executor(sleeper, time.sleep, wait)  # timers of the loop tick in milliseconds
-        late[number] = -wait
-        call(*next(turns), moment)
-    ended = time.perf_counter()
-    sleeper.shutdown()
-    while len(latencies) + failed < len(due) and time.perf_counter() < ended + patience_s:  # noqa: ASYNC110  # as above
+    calls: Iterator[tuple[Connection, bytes]] = zip(cycle(connections), cycle(target.requests), strict=False)
+    async for number, moment, late_s in turns(due, began):
+        late[number] = late_s
+        call(*next(calls), moment)
+    ended = time.monotonic()
+    while len(latencies) + failed < len(due) and time.monotonic() < ended + patience_s:  # noqa: ASYNC110  # no call tells when it is the last
         await asyncio.sleep(0.01)
     missing = len(due) - len(latencies) - failed
     return _load(connections, began, worked, failed + missing, np.array(latencies), float(np.quantile(late, 0.99)))
@@ -125,7 +121,7 @@ async def _connected(target: Target, count: int) -> list[Connection]:
 def _load(
     connections: list[Connection], began: float, worked: float, failed: int, latencies: Floats, late_s: float
 ) -> Load:
-    seconds = time.perf_counter() - began
+    seconds = time.monotonic() - began
     busy = (time.thread_time() - worked) / seconds
     received = sum(connection.received for connection in connections)
     for connection in connections:
