@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Contestant:
     name: str
     target: Target
     pids: frozenset[int]  # the processes that answer
+    rests: bool = False  # stopped while others have their turn: it looks for work all the time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +106,24 @@ async def _turn(
     contestant: Contestant, in_flight: int, seconds: float, cores: tuple[int, int], helpers: frozenset[int]
 ) -> _Turn:
     pids, near = (contestant.pids, frozenset({os.getpid(), *helpers}))
+    if contestant.rests:
+        _tell(pids, signal.SIGCONT)
     each = {pid: machine.spent(pid) for pid in pids}
     before = machine.read(pids, cores[0]), machine.read(near, cores[1])
     load = await closed(contestant.target, in_flight=in_flight, seconds=seconds)
     after = machine.read(pids, cores[0]), machine.read(near, cores[1])
     most = max(machine.spent(pid) - began for pid, began in each.items())
     await asyncio.sleep(0.05)  # what waits behind the responses is done before the next has its turn
+    if contestant.rests:
+        _tell(pids, signal.SIGSTOP)
     others = max(machine.others_share(one, two) for one, two in zip(before, after, strict=True))
     cpu_s = after[0].processes - before[0].processes
     return _Turn(load=load, cpu_s=cpu_s, busiest=min(1.0, most / max(1e-9, cpu_s)), others=others)
+
+
+def _tell(pids: frozenset[int], number: signal.Signals) -> None:
+    for pid in pids:
+        os.kill(pid, number)
 
 
 def _row(name: str, in_flight: int, turns: Sequence[_Turn]) -> Row:

@@ -31,7 +31,10 @@ GET_HOME: Final = "/mantel.home.v1.HomeService/GetHome"
 CEILING, CEILING_SYNC, TWIN = "ceiling: grpc.aio", "ceiling: grpcio sync", "twin: FastAPI, plain"
 PLAIN, FULL = "GetHome, plain", "GetHome, full"
 ROLES: Final = {"ceiling": CEILING, "plain": PLAIN, "full": FULL, "twin": TWIN}
-KINDS: Final = {CEILING: "ceiling", CEILING_SYNC: "ceiling", PLAIN: "ours", FULL: "ours", TWIN: "peer"}  # in pictures
+PEERS: Final = {"litserve": "LitServe, plain", "bentoml": "BentoML, plain"}  # package -> row
+KINDS: Final = {CEILING: "ceiling", CEILING_SYNC: "ceiling", PLAIN: "ours", FULL: "ours", TWIN: "peer"} | dict.fromkeys(
+    PEERS.values(), "peer"
+)
 PRESETS: Final = {PLAIN: "plain", FULL: "full"}
 NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
 REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn
@@ -78,7 +81,11 @@ def field(on: Ground) -> Iterator[Field]:
             plain = ours[PLAIN]
             words = (str(on.folder), plain.redis_url, plain.token, str(SHELVES), "plain")
             twin_port, pids = stack.enter_context(started(cores, "loadtest.twin", *words))
-            found.append(_twin(twin_port, pids, names, plain.token))
+            found.append(_http(TWIN, twin_port, pids, names, plain.token))
+            for package, row in PEERS.items():
+                if find_spec(package):
+                    port, pids = stack.enter_context(started(cores, f"loadtest.peer_{package}", *words))
+                    found.append(replace(_http(row, port, pids, names, plain.token), rests=True))
         helpers = frozenset().union(*(one.helpers for one in ours.values()))
         stack.enter_context(keeping_to(cores[1]))
         yield Field(contestants=tuple(found), cores=cores, helpers=helpers, twin_port=twin_port, books=live)
@@ -162,12 +169,12 @@ def _grpc(name: str, port: int, pids: frozenset[int], asked: tuple[bytes, ...], 
     return Contestant(name=name, target=target, pids=pids)
 
 
-def _twin(port: int, pids: frozenset[int], names: Sequence[str], token: str) -> Contestant:
+def _http(name: str, port: int, pids: frozenset[int], names: Sequence[str], token: str) -> Contestant:
     headers = [("authorization", f"Bearer {token}")]
     connect_ = partial(HttpConnection, f"{HOST}:{port}", "/home", headers)
     asked = tuple(f'{{"user_id": "{user}"}}'.encode() for user in names)
     target = Target(host=HOST, port=port, connect=connect_, requests=asked, shares_connections=False)
-    return Contestant(name=TWIN, target=target, pids=pids)
+    return Contestant(name=name, target=target, pids=pids)
 
 
 def _answered(one: Serving, request: bytes) -> bytes:

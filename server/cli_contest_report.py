@@ -71,6 +71,7 @@ def show(conditions: Any, tries: Tries) -> None:
         _live(contest.live),
         f"{conditions.processor}, {conditions.cores} cores · {versions}",
         f"load average {conditions.load_before:.2f} before, {conditions.load_after:.2f} after",
+        *_peers({row.name for row in contest.rows}),
         *tried(tries),
         *(f"no verdict: {doubt}" for doubt in contest.verdict.doubts),
     ]
@@ -116,6 +117,13 @@ def tried(tries: Tries) -> list[str]:
     )
     had = f"{tries.verdicts} of {len(tries.runs)} tries had a verdict, {tries.wanted} are needed"
     return [f"{had}; this is the median run. {SENTENCES[tries.median.verdict.figures[0].name]}: {values}"]
+
+
+def _peers(names: set[str]) -> list[str]:
+    """How to have rows of other servers of models, where they are missing."""
+    if any(name.startswith(("LitServe", "BentoML")) for name in names):
+        return []
+    return ["rows of LitServe and BentoML: .venv/bin/uv pip install --python .venv/bin/python --group peers"]
 
 
 def _live(what: Mapping[str, float]) -> str:

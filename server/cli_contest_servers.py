@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from server.memory import children_of
 HOST: Final = "127.0.0.1"
 NO_LIMIT: Final = 2048  # more calls at once than the bench sends: what is compared is not refused
 START_S: Final = 120.0
+STOP_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,21 +94,32 @@ def serving(ours: Ours, cores: tuple[int, int], *, room: Path) -> Iterator[Servi
 
 @contextmanager
 def started(cores: tuple[int, int], module: str, *words: str) -> Iterator[tuple[int, frozenset[int]]]:
-    """A module that prints its port, as a process on the server's core: port and process id."""
+    """A module that prints its port, as processes on the server's core: port and process ids."""
     own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, env={**os.environ, **own}
     ) as process:
+        family = frozenset({process.pid})
         try:
             assert process.stdout is not None
             told = process.stdout.readline()
             if not told:
                 raise Unavailable(f"{module} does not start; what it said stands above")
-            _until_it_listens(int(told))
-            machine.keep_to(process.pid, cores[0])
-            yield int(told), frozenset({process.pid})
+            _until_it_answers(process, int(told))
+            family = frozenset(_family(process.pid))
+            for pid in family:
+                machine.keep_to(pid, cores[0])
+            yield int(told), family
         finally:
+            for pid in family:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)  # one that rests would not hear that it is to end
             process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            for pid in family:  # a peer's children may outlive it
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -134,18 +147,28 @@ def _all_ready(state: State, workers: int) -> list[Any]:
     return beats
 
 
-def _until_it_listens(port: int) -> None:
-    """Waits until a connection is taken: a socket that is bound but not listening refuses."""
+def _until_it_answers(process: "subprocess.Popen[str]", port: int) -> None:
+    """Waits until a port speaks: HTTP/2 frames, or any answer to a request by HTTP/1.1.
+
+    Raises:
+        Unavailable: it does not, or the process ends.
+    """
+    asked = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
     deadline = time.monotonic() + START_S
-    while True:
-        try:
-            socket.create_connection((HOST, port), timeout=1).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1) as probe:
+            probe.sendall(asked)
+            if probe.recv(1):
+                return
+        time.sleep(0.05)
+    raise Unavailable(f"nobody answers on port {port} after {START_S:.0f} s; what was said stands above")
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process, its children, and theirs."""
+    yield pid
+    for child in children_of(pid):
+        yield from _family(child)
 
 
 def _told(info: Any) -> Mapping[str, Any]:

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import os
-import sys
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -34,6 +34,7 @@ from ranking.offers import MIN_PLAYS
 from server.cli import app
 from server.cli_contest import ROLES
 from server.cli_contest_books import Live, books
+from server.cli_contest_servers import started
 from tests.conftest import Served, Store, quiet, serving
 from tests.test_failures import handled, silent
 from tests.wire import GET_HOME, call, eventually
@@ -246,26 +247,28 @@ def test_a_process_is_told_from_others_on_its_core() -> None:
     assert 0 <= machine.others_share(before[0], after[0]) <= 1.01
 
 
-async def test_the_twin_answers_our_page(published: Store, built: Path) -> None:
+@pytest.mark.parametrize(
+    ("module", "needs", "group"),
+    [
+        ("twin", ("fastapi", "uvicorn", "orjson"), "bench"),
+        ("peer_litserve", ("litserve", "orjson"), "peers"),
+        ("peer_bentoml", ("bentoml", "orjson"), "peers"),
+    ],
+)
+async def test_the_twin_and_its_peers_answer_our_page(
+    published: Store, built: Path, module: str, needs: tuple[str, ...], group: str
+) -> None:
     """The same items on the same shelves under the same titles, for listeners known and unknown; a stranger: 401."""
-    for name in ("fastapi", "uvicorn", "orjson"):
-        pytest.importorskip(name, reason="the group bench is not installed")
-    words = (str(built), published.url, "token", str(SHELVES), "plain")
-    twin = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "loadtest.twin", *words, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert twin.stdout is not None
-        port = int(await twin.stdout.readline())
+    if not all(find_spec(name) for name in needs):
+        pytest.skip(f"the group {group} is not installed")
+    words, core = (str(built), published.url, "token", str(SHELVES), "plain"), max(os.sched_getaffinity(0))
+    with started((core, core), f"loadtest.{module}", *words) as (port, _):
         async with serving(published.state, published.url, surfaces=SHELVES, preset="plain") as served:
             for user in (*USERS[:10], "nobody"):
                 theirs = json.loads(await asyncio.to_thread(posted, port, user))
                 same_page(theirs, await served.get_home(user))
         with pytest.raises(urllib.error.HTTPError, match="401"):
             await asyncio.to_thread(posted, port, USERS[0], "another")
-    finally:
-        twin.terminate()
-        await twin.wait()
 
 
 def same_page(theirs: dict[str, Any], ours: home_pb2.GetHomeResponse) -> None:
@@ -279,20 +282,14 @@ def same_page(theirs: dict[str, Any], ours: home_pb2.GetHomeResponse) -> None:
 
 
 def posted(port: int, user: str, token: str = "token") -> bytes:  # noqa: S107  # of a twin under test
-    """What the twin answers for a listener, once it listens."""
+    """What a twin answers for a listener."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/home",
         data=json.dumps({"user_id": user}).encode(),
-        headers={"authorization": f"Bearer {token}"},
+        headers={"authorization": f"Bearer {token}", "content-type": "application/json"},
     )
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  # by HTTP
-                return bytes(answer.read())
-        except urllib.error.HTTPError:
-            raise
-        except urllib.error.URLError:
-            continue  # it does not listen yet
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  # by HTTP
+        return bytes(answer.read())
 
 
 def test_campaigns_are_open_to_the_share_that_is_asked_for(snapshot: Snapshot, records: dict[str, bytes]) -> None:

@@ -15,7 +15,7 @@ LIBRARY = {"features": {"features", "protos"}, "ranking": {"ranking", "features"
 MAY_IMPORT = {**LIBRARY, "server": {"server", "ranking", "features", "protos"}, "loadtest": {"loadtest", "protos"}}
 MAY_IMPORT_TOO = {  # they measure the core by itself, and behind another server
     "loadtest/stages.py": {"ranking", "features"},
-    "loadtest/twin.py": {"ranking", "features"},
+    "loadtest/twin_pages.py": {"ranking", "features"},
 }
 COMMAND_LINE = {f"server/{path.name}" for path in (ROOT / "server").glob("cli*.py")}
 DOORS = {
@@ -29,6 +29,7 @@ DOORS = {
         "server/snapshots.py",
         "server/cli_check.py",
         "loadtest/twin.py",
+        "loadtest/peer_",
     },
     "grpc": {"server/", "protos/", "loadtest/"},
     "locust": {"loadtest/"},
