@@ -96,7 +96,7 @@ def bench(
                 found = sought(everybody, tell)
             else:
                 tries = repeated(lambda: raced(everybody, plan, tell), limits)
-        changed = [swept(one, on, plan, limits, tell) for one in sweeps(on, place)] if full else []
+        changed = [swept(one, on, plan, limits, tell) for one in sweeps(on, place)] if full and not knee else []
     found_on = conditions(on, begun)
     if knee:
         raise typer.Exit(cli_contest_report.knee(found_on, found, rules(), as_json=json_))
