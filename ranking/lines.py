@@ -5,10 +5,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.assign import overridden, page_params
-from ranking.compiled import compiled
 from ranking.dial import dialled
 from ranking.hidden import among, by_hidden, hidden_from
 from ranking.history import DAY_S, History, weight

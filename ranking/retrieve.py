@@ -5,10 +5,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.chance import keys_of
-from ranking.compiled import compiled
 from ranking.direction import concentration, turn
 from ranking.history import History
 from ranking.lines import SEARCHED
