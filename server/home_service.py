@@ -166,9 +166,8 @@ class HomeBatches:
         homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
         both = zip(queries, homes, strict=True)
         shown = [(query.surface.name, home) for query, home in both if not query.explained]
-        later = asyncio.get_running_loop().call_later  # after the responses
-        later(0, self.metrics.served, shown, read_s, trace)
-        if by is not None and len(trace.eligible):
-            later(0, self.placements.served, queries, homes, trace.eligible, by)
+        self.metrics.served(shown, read_s, trace)
+        if by is not None and len(trace.eligible):  # counted after the responses
+            asyncio.get_running_loop().call_later(0, self.placements.served, queries, homes, trace.eligible, by)
         batch = Batch(snapshot=snapshot, frames=frames, promoted_by=by, read_s=read_s, trace=trace)
         return [Served(home=home, batch=batch, place=place) for place, home in enumerate(homes)]

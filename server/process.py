@@ -35,19 +35,20 @@ async def _run_worker(task: Task) -> None:
 
 async def _run_control(task: Task) -> None:
     stop = _on_signals()
-    settings = task.settings
+    settings, instruments = task.settings, metrics.Metrics()
     transport = wiring.control_plane(
         settings,
         redis_url=task.redis_url,
         port=task.port,
         shared_port=task.shared_port,
-        metrics=metrics.Metrics(),
+        metrics=instruments,
     )
     page, _ = metrics.expose(State(settings.state).metrics, settings.metrics_host, settings.metrics_port)
     await transport.start(serving=True)
     await stop.wait()
     await transport.retire()
     await transport.stop(settings.grace_s)
+    instruments.flush()
     page.shutdown()
 
 

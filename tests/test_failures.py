@@ -52,6 +52,7 @@ async def plant(served: Served, error: BaseException) -> None:
 
 def handled(served: Served, code: grpc.StatusCode) -> float:
     """How many calls the server says it ended so."""
+    served.plane.metrics.flush()
     (metric,) = served.plane.metrics._handled.collect()
     return sum(
         one.value for one in metric.samples if one.labels.get("grpc_code") == code.name and one.name.endswith("_total")
@@ -71,6 +72,7 @@ def silent(store: Store) -> Iterator[None]:
 
 def pages(served: Served) -> float:
     """How many pages were assembled."""
+    served.plane.metrics.flush()
     (metric,) = served.plane.metrics._pages.collect()
     return sum(one.value for one in metric.samples if one.name.endswith("_total"))
 
