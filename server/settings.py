@@ -39,7 +39,20 @@ class Settings(BaseSettings):
         default="", description="preset in place of every surface's own: plain or full, as the file says"
     )
     batch_cap: int = Field(default=16, ge=1, le=64, description="most requests in one batch")
-    redis_timeout_ms: float = Field(default=20.0, gt=0, description="wait for one read of listeners")
+    batch_ms: float = Field(
+        default=8.0,
+        gt=0,
+        description="what a batch may take to compute, as those before it did: it takes in no more requests than that",
+    )
+    redis_timeout_ms: float = Field(
+        default=20.0, gt=0, description="wait for a reply of Redis, then its connection is given up"
+    )
+    read_budget_ms: float = Field(
+        default=10.0,
+        gt=0,
+        description="wait of a batch for its listeners, without what the worker computes meanwhile; then its pages are"
+        " made without them (LISTENER_LATE), and the read goes on to redis_timeout_ms, for nobody",
+    )
     event_timeout_ms: float = Field(default=1000.0, gt=0, description="wait for events to reach the store's disk")
     event_stream_max: int = Field(
         default=100_000, ge=500, description="most events in each of 64 streams; beyond, events are refused"
