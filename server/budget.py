@@ -4,7 +4,7 @@ Pure: times come in as values. Work is counted in shelves, since a page of nine 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from ranking.types import HomeQuery
@@ -51,13 +51,15 @@ class Costs:
         self._fixed = self._seconds - self._each * self._work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Divides the time of a batch of pages among its stages. `left_s` are the seconds up to a query's deadline."""
+    """Divides the time of a batch of pages among its stages. What is left, `left_s`, are the seconds to a deadline."""
 
-    batch_s: float  # that a batch may take to compute
-    read_s: float  # that it may wait for its listeners
-    costs: Costs = field(default_factory=Costs)
+    def __init__(self, *, batch_s: float, read_s: float) -> None:
+        """`batch_s` of the processor a batch may take to compute, and wait for its listeners for `read_s`."""
+        self._batch_s = batch_s
+        self._read_s = read_s
+        self._costs = Costs()
+        self._stretch = 1.0  # seconds that pass while one of the processor is used
 
     def work(self, query: HomeQuery) -> float:
         """What a page costs, in shelves."""
@@ -65,23 +67,33 @@ class Budget:
         return NARROWED * shelves if query.narrow else shelves
 
     def room(self, left_s: float) -> float:
-        """The work that a batch may hold whose earliest deadline is so near."""
-        return self.costs.fits(min(self.batch_s, left_s - ANSWER_S))
+        """The work that a batch may hold whose earliest deadline is so near.
 
-    def for_read(self, queries: Sequence[HomeQuery], left_s: Sequence[float]) -> float:
+        The bound of its own counts what the processor does: were it what passes, batches would shrink, and pages cost
+        more, just when others take the core away.
+        """
+        return self._costs.fits(min(self._batch_s, (left_s - ANSWER_S) / self._stretch))
+
+    def takes(self, work: float) -> float:
+        """Seconds from a batch's listeners to its answers."""
+        return self._stretch * self._costs.of(work) + ANSWER_S
+
+    def for_read(self, work: float, left_s: float) -> float:
         """Seconds that a batch may wait for its listeners, never below 0; then there is time for narrowed pages.
 
-        The latest deadline counts: a caller in a hurry must not cost the others of the batch their listeners.
+        What is left is meant up to its latest deadline: a caller in a hurry must not cost the others their listeners.
         """
-        work = NARROWED * sum(map(self.work, queries))
-        return max(0.0, min(self.read_s, max(left_s) - self.costs.of(work) - ANSWER_S))
+        return max(0.0, min(self._read_s, left_s - self.takes(NARROWED * work)))
 
     def narrowed(self, queries: Sequence[HomeQuery], left_s: Sequence[float]) -> tuple[HomeQuery, ...]:
         """The queries, those narrowed that cannot wait until whole pages of all are made."""
-        needed_s = self.costs.of(sum(map(self.work, queries))) + ANSWER_S
+        needed_s = self.takes(sum(map(self.work, queries)))
+        if min(left_s) >= needed_s:
+            return tuple(queries)
         pairs = zip(queries, left_s, strict=True)
         return tuple(query if left >= needed_s else replace(query, narrow=True) for query, left in pairs)
 
-    def learn(self, queries: Sequence[HomeQuery], seconds: float) -> None:
-        """A batch of these took so long to compute."""
-        self.costs.learn(sum(map(self.work, queries)), seconds)
+    def learn(self, work: float, *, used_s: float, passed_s: float) -> None:
+        """A batch has used so many seconds of the processor, while so many passed."""
+        self._costs.learn(work, used_s)
+        self._stretch += SMOOTHING * (min(max(passed_s / used_s, 1.0), SPIKE) - self._stretch)

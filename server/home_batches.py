@@ -50,7 +50,8 @@ class HomeBatches:
             raise Unavailable("no snapshot is published yet")
         started, now = time.perf_counter(), time.monotonic()
         queries = [one.query for one in batch]
-        budget_s = self.budget.for_read(queries, [one.deadline - now for one in batch])
+        latest = max(one.deadline for one in batch)
+        budget_s = self.budget.for_read(sum(map(self.budget.work, queries)), latest - now)
         frames = await self.store.read([query.user_id for query in queries], snapshot, budget_s=budget_s)
         read_s, now = time.perf_counter() - started, time.monotonic()
         here = [place for place, one in enumerate(batch) if one.wanted(now)]
@@ -65,14 +66,18 @@ class HomeBatches:
     def _compute(
         self, queries: tuple[HomeQuery, ...], frames: Frames, snapshot: Snapshot, read_s: float
     ) -> Iterator[Served]:
-        began = time.perf_counter()
+        began, began_at = time.thread_time(), time.perf_counter()
         listeners = frames.decoded(snapshot)
         by = self.promotions.bound_to(snapshot)
         promotions = None if by is None else offered_to(by.promotions, listeners)
         with self.pulse.computing():
             homes, trace = assemble(queries, listeners, snapshot, promotions=promotions, clock=time.perf_counter)
         homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
-        self.budget.learn(queries, time.perf_counter() - began)
+        self.budget.learn(
+            sum(map(self.budget.work, queries)),
+            used_s=time.thread_time() - began,
+            passed_s=time.perf_counter() - began_at,
+        )
         both = zip(queries, homes, strict=True)
         shown = [(query.surface.name, home) for query, home in both if not query.explained]
         later = asyncio.get_running_loop().call_later  # after the responses

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     batch_ms: float = Field(
         default=8.0,
         gt=0,
-        description="what a batch may take to compute, as those before it did: it takes in no more requests than that",
+        description="of the processor that a batch may use: it takes in no more requests, as those before it tell",
     )
     redis_timeout_ms: float = Field(
         default=20.0, gt=0, description="wait for a reply of Redis, then its connection is given up"

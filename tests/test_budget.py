@@ -25,9 +25,12 @@ def learned(*batches: tuple[float, float]) -> Costs:
     return costs
 
 
-def budget(page_s: float, *, batch_s: float = 1.0, read_s: float = 0.01) -> Budget:
-    """A budget where a page alone has taken so long, for ever."""
-    return Budget(batch_s=batch_s, read_s=read_s, costs=learned(*[(SHELVES, page_s)] * 300))
+def budget(page_s: float, *, stretch: float = 1.0, batch_s: float = 1.0, read_s: float = 0.01) -> Budget:
+    """A budget where a page alone has used so much for ever, and taken `stretch` times as long."""
+    found = Budget(batch_s=batch_s, read_s=read_s)
+    for _ in range(300):
+        found.learn(SHELVES, used_s=page_s, passed_s=stretch * page_s)
+    return found
 
 
 def test_a_line_is_learned() -> None:
@@ -61,38 +64,45 @@ def test_more_work_never_costs_less(batches: list[tuple[float, float]], work: fl
 
 
 @given(
-    batches=st.lists(st.tuples(WORK, SECONDS), max_size=60),
-    left=st.lists(st.floats(-10, 100), min_size=1, max_size=16),
+    batches=st.lists(st.tuples(WORK, SECONDS, SECONDS), max_size=60),
+    work=WORK,
+    left=st.floats(-10, 100),
     read_s=SECONDS,
 )
-def test_no_budget_is_negative(batches: list[tuple[float, float]], left: list[float], read_s: float) -> None:
+def test_no_budget_is_negative(
+    batches: list[tuple[float, float, float]], work: float, left: float, read_s: float
+) -> None:
     """Nor is the wait for listeners longer than its setting, or than the last of the callers can wait."""
-    found = Budget(batch_s=1.0, read_s=read_s, costs=learned(*batches)).for_read([PAGE] * len(left), left)
-    assert 0 <= found <= read_s
-    assert found == 0 or found <= max(left) - ANSWER_S
+    found = Budget(batch_s=1.0, read_s=read_s)
+    for before, used, passed in batches:
+        found.learn(before, used_s=used, passed_s=passed)
+    assert 0 <= found.for_read(work, left) <= read_s
+    assert found.for_read(work, left) <= max(0, left - ANSWER_S)
 
 
 def test_listeners_are_waited_for_as_long_as_narrowed_pages_have_time_left() -> None:
-    """A page of 40 ms, narrowed one of less: the latest deadline of the batch counts."""
-    found = budget(0.04, read_s=0.5)
-    narrow_s = found.costs.of(NARROWED * 2 * SHELVES)
-    assert found.for_read([PAGE] * 2, [0.05, 0.2]) == pytest.approx(0.2 - ANSWER_S - narrow_s)
-    assert found.for_read([PAGE] * 2, [0.05, 9.0]) == 0.5
-    assert found.for_read([PAGE], [0.01]) == 0
+    """Of pages of 40 ms."""
+    found, two = budget(0.04, read_s=0.5), 2 * SHELVES
+    assert found.for_read(two, 0.2) == pytest.approx(0.2 - found.takes(NARROWED * two))
+    assert found.for_read(two, 9.0) == 0.5
+    assert found.for_read(two, 0.01) == 0
 
 
-def test_who_cannot_wait_for_whole_pages_is_narrowed() -> None:
-    """And nobody else."""
-    found = budget(0.04)
-    whole_s = found.costs.of(2 * SHELVES) + ANSWER_S
+@pytest.mark.parametrize("stretch", [1.0, 3.0])
+def test_who_cannot_wait_for_whole_pages_is_narrowed(stretch: float) -> None:
+    """And nobody else; where others take the core away, pages take longer than they use."""
+    found = budget(0.04, stretch=stretch)
+    whole_s = found.takes(2 * SHELVES)
     narrowed = found.narrowed([PAGE, PAGE], [whole_s - 0.001, whole_s])
     assert [query.narrow for query in narrowed] == [True, False]
     assert narrowed[1] is PAGE
+    assert found.takes(SHELVES) == pytest.approx(stretch * 0.04 + ANSWER_S, rel=0.01)
 
 
-def test_a_batch_has_room_for_what_its_time_and_its_first_deadline_allow() -> None:
-    """The shorter of both; a narrowed page is a part of a whole one."""
-    found = budget(0.01, batch_s=0.1)
-    assert found.room(9.0) == found.costs.fits(0.1)
-    assert found.room(0.05) == found.costs.fits(0.05 - ANSWER_S)
+@pytest.mark.parametrize("stretch", [1.0, 3.0])
+def test_a_batch_has_room_for_what_its_bound_and_its_first_deadline_allow(stretch: float) -> None:
+    """Its bound counts what pages use, the deadline what they take; a narrowed page is a part of a whole one."""
+    found = budget(0.01, stretch=stretch, batch_s=0.1)
+    assert found.room(9.0) == budget(0.01, batch_s=0.1).room(9.0)
+    assert found.takes(found.room(0.05)) == pytest.approx(0.05)
     assert found.work(replace(PAGE, narrow=True)) == NARROWED * found.work(PAGE)
