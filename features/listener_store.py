@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from typing import Any, Final
 
 import redis.asyncio
@@ -19,7 +20,7 @@ from features.spaces import complete_spaces
 CONNECTIONS: Final = 4
 ABANDONED: Final = CONNECTIONS - 1  # reads that hold a connection each; one is left for the look at the pointer
 SLICE_S: Final = 0.001  # the finest that the timers of uvloop tell
-LAST_TURNS: Final = 2  # of the event loop, for a reply that lies in the socket already
+LAST_TURNS: Final = 5  # of the event loop, for a reply that lies in the socket already
 _log = logging.getLogger("mantel.store")
 
 
@@ -57,13 +58,12 @@ class ListenerStore:
         """
         if math.isinf(budget_s):
             return await self._read(user_ids, snapshot)
-        slices = round(budget_s / SLICE_S)
-        if not slices or len(self._reads) >= ABANDONED:
+        if budget_s < SLICE_S or len(self._reads) >= ABANDONED:
             return Frames.unread(len(user_ids), Known.LATE)
         reading = asyncio.create_task(self._read(user_ids, snapshot))
         self._reads.add(reading)
         reading.add_done_callback(self._reads.discard)
-        return reading.result() if await _ends(reading, slices) else Frames.unread(len(user_ids), Known.LATE)
+        return reading.result() if await _ends(reading, budget_s) else Frames.unread(len(user_ids), Known.LATE)
 
     async def _read(self, user_ids: list[str], snapshot: Snapshot) -> Frames:
         """Reads to the end.
@@ -122,17 +122,25 @@ class ListenerStore:
         self._told[what] = holds
 
     async def close(self) -> None:
-        """Closes every connection, once no read holds one: the timeout bounds that."""
+        """Closes every connection."""
+        for reading in self._reads:
+            reading.cancel()
         await asyncio.gather(*self._reads, return_exceptions=True)
         await self._client.aclose()
 
 
-async def _ends(reading: "asyncio.Task[Frames]", slices: int) -> bool:
-    """Whether a read ends in time. A slice counts as one however long the event loop computed meanwhile."""
-    for _ in range(slices):
+async def _ends(reading: "asyncio.Task[Frames]", budget_s: float) -> bool:
+    """Whether a read ends in time, of which little counts where others have the core and nothing where this thread has.
+
+    While the event loop computes, as responses of the batch before, a reply that came long ago lies in its socket.
+    """
+    waited = 0.0
+    while waited < budget_s:
+        began, used = time.monotonic(), time.thread_time()
         await asyncio.wait((reading,), timeout=SLICE_S)
         if reading.done():
             return True
+        waited += max(0.0, min(time.monotonic() - began, SLICE_S) - (time.thread_time() - used))
     for _ in range(LAST_TURNS):
         await asyncio.sleep(0)
     return reading.done()

@@ -45,13 +45,13 @@ class Settings(BaseSettings):
         description="of the processor that a batch may use: it takes in no more requests, as those before it tell",
     )
     redis_timeout_ms: float = Field(
-        default=20.0, gt=0, description="wait for a reply of Redis, then its connection is given up"
+        default=20.0, gt=0, description="wait for plans of later pages; then none are offered, or turned"
     )
     read_budget_ms: float = Field(
-        default=10.0,
+        default=3.0,
         gt=0,
         description="wait of a batch for its listeners, without what the worker computes meanwhile; then its pages are"
-        " made without them (LISTENER_LATE), and the read goes on to redis_timeout_ms, for nobody",
+        " made without them (LISTENER_LATE)",
     )
     event_timeout_ms: float = Field(default=1000.0, gt=0, description="wait for events to reach the store's disk")
     event_stream_max: int = Field(

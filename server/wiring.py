@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from server.served import Served
 
 EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
+GIVEN_UP: Final = 20  # times its budget that a read keeps its connection, should the store still answer
 PAGE_CALLS: Final = 64  # plans kept and found in one round trip
 ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
@@ -83,7 +84,7 @@ def data_plane(  # the edges of a process
     """A worker's data plane, not started; `shared_port` where other processes listen on the same port."""
     pulse = pulse or Pulse()
     state, keys = State(settings.state), Keys(prefix=settings.prefix)
-    store = ListenerStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
+    store = ListenerStore(redis_url, keys, timeout_s=GIVEN_UP * settings.read_budget_ms / 1000)
     file = settings.surfaces or DEFAULT_SURFACES
     surfaces = load_surfaces(file, settings.preset)
     archive = Archive(state.served_versions, state.served_samples)

@@ -114,7 +114,7 @@ async def test_a_stray_cancellation_is_internal(served: Served) -> None:
 
 async def test_a_client_that_cancels_is_cancelled(published: Store) -> None:
     """The call ends as CANCELLED on both sides, and the next one is answered."""
-    async with serving(published.state, published.url, redis_timeout_ms=60_000.0, read_budget_ms=60_000.0) as served:
+    async with serving(published.state, published.url, read_budget_ms=60_000.0) as served:
         home: home_pb2_grpc.HomeServiceAsyncStub = home_pb2_grpc.HomeServiceStub(served.channel)
         with silent(published):
             asked = home.GetHome(LISTENER, metadata=served.metadata)

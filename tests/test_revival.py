@@ -31,7 +31,6 @@ def _serve(state: State) -> None:
         port=0,
         control_port=0,
         metrics_port=0,
-        redis_timeout_ms=10_000,
         read_budget_ms=10_000,
         default_deadline_ms=20_000,
     )
