@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     batch_ms: float = Field(
         default=8.0,
         gt=0,
-        description="of the processor that a batch may use: it takes in no more requests, as those before it tell",
+        description="processor time that one batch may use, as predicted from those before; one request always goes",
     )
     redis_timeout_ms: float = Field(
         default=20.0, gt=0, description="wait for plans of later pages; then none are offered, or turned"
