@@ -39,7 +39,20 @@ class Settings(BaseSettings):
         default="", description="preset in place of every surface's own: plain or full, as the file says"
     )
     batch_cap: int = Field(default=16, ge=1, le=64, description="most requests in one batch")
-    redis_timeout_ms: float = Field(default=20.0, gt=0, description="wait for one read of listeners")
+    batch_ms: float = Field(
+        default=8.0,
+        gt=0,
+        description="processor time that one batch may use, as predicted from those before; one request always goes",
+    )
+    redis_timeout_ms: float = Field(
+        default=20.0, gt=0, description="wait for plans of later pages; then none are offered, or turned"
+    )
+    read_budget_ms: float = Field(
+        default=3.0,
+        gt=0,
+        description="wait of a batch for its listeners, without what the worker computes meanwhile; then its pages are"
+        " made without them (LISTENER_LATE)",
+    )
     event_timeout_ms: float = Field(default=1000.0, gt=0, description="wait for events to reach the store's disk")
     event_stream_max: int = Field(
         default=100_000, ge=500, description="most events in each of 64 streams; beyond, events are refused"

@@ -135,7 +135,7 @@ LISTENER = home_pb2.GetHomeRequest(user_id="u0000001")
 @pytest_asyncio.fixture(loop_scope="session")
 async def narrow(published: Store) -> AsyncIterator[Served]:
     """The small world served to two calls at a time."""
-    async with serving(published.state, published.url, admission_limit=2, redis_timeout_ms=20_000.0) as one:
+    async with serving(published.state, published.url, admission_limit=2, read_budget_ms=20_000.0) as one:
         yield one
 
 

@@ -138,7 +138,7 @@ async def test_the_exit_code_is_the_verdict(published: Store, tmp_path: Path, mo
         assert told["figures"]["codes"].keys() == {"OK"}
         assert {"page", "next page", "events"} <= told["figures"]["by_kind"].keys()
         assert "The promise is kept" in report.read_text()
-        monkeypatch.setattr("server.home_service.assemble", slower)
+        monkeypatch.setattr("server.home_batches.assemble", slower)
         broken = await asyncio.to_thread(loadtest, published, served.target, strict)
         assert broken.returncode == 1, broken.stderr
         assert "the promise is broken: p50_ms is " in broken.stdout

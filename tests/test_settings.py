@@ -23,6 +23,8 @@ WRONG: dict[str, list[Any]] = {
     "metrics_port": [-1, 65_536],
     "workers": [0, 257, 1.5],
     "batch_cap": [0, 65],
+    "batch_ms": [0, "nan", "inf"],
+    "read_budget_ms": [0, "inf"],
     "redis_timeout_ms": [0, -1, "nan", "inf", "soon"],
     "event_timeout_ms": [0, "nan"],
     "event_stream_max": [499, "many"],
