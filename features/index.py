@@ -72,7 +72,7 @@ def _cells(index: Any) -> Cells | None:
 
     Nor where D is no multiple of 4: rows lie behind codes then, where no integer begins.
     """
-    centres = faiss.downcast_index(index.quantizer)
+    centres: Any = faiss.downcast_index(index.quantizer)
     plain = not index.by_residual and index.code_size == 2 * index.d and isinstance(centres, faiss.IndexFlatIP)
     if not plain or index.d % 4:
         return None

@@ -18,6 +18,7 @@ _MISSING: Final = np.uint64(2**64 - 1)  # behind every key
 _RANK: Final = np.uint64(32)  # where a key's rank begins; below is the row
 _ROW: Final = np.uint64(2**32 - 1)
 _MOST: Final = 2**31 - 1  # of ranks
+_NONE: Final = np.float32(-np.inf).view(np.int32)
 
 
 class Cells(NamedTuple):
@@ -39,16 +40,20 @@ def search(cells: Cells, vectors: Floats, k: int, nprobe: int) -> tuple[Floats, 
     keys = np.full((len(vectors), k), _MISSING)
     _search(cells, np.ascontiguousarray(vectors, np.float32), nprobe, keys)
     keys.sort(axis=1)
-    rows, ranks = (keys & _ROW).astype(np.int64), (_MOST - (keys >> _RANK).astype(np.int64)).astype(np.int32)
-    scores = _turned(ranks).view(np.float32)
-    none = keys == _MISSING
-    rows[none], scores[none] = -1, -np.inf
+    scores, rows = np.empty(keys.shape, np.float32), np.empty(keys.shape, np.int64)
+    _read(keys, scores.view(np.int32), rows)
     return scores, rows
 
 
-def _turned(bits: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The bits of floats as ranks, numbers that rise as the floats do; and ranks as bits."""
-    return np.where(bits < 0, bits ^ np.int32(_MOST), bits)
+@compiled
+def _read(keys: NDArray[np.uint64], bits: NDArray[np.int32], rows: Ints) -> None:
+    """Takes keys apart: the bits of scores, and rows."""
+    for query in range(len(keys)):
+        for place in range(keys.shape[1]):
+            key = keys[query, place]
+            rank = np.int32(_MOST - np.int64(key >> _RANK))
+            bits[query, place] = rank ^ ((rank >> 31) & np.int32(_MOST)) if key != _MISSING else _NONE
+            rows[query, place] = np.int64(key & _ROW) if key != _MISSING else -1
 
 
 @compiled

@@ -55,9 +55,9 @@ class Slot:
     pool: int  # of so many items at most, the organic one among them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShelfSpec:
-    """One shelf of a surface."""
+    """One shelf of a surface; equal to itself only, so that what is made for it can be kept by it."""
 
     id: str
     source: Source | Literal["given"]  # given: the caller's own candidates, never in a file

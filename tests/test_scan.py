@@ -29,7 +29,9 @@ def drawn(count: int, dimension: int, seed: int) -> Vectors:
     return (rng.standard_normal((count, dimension)) * rng.lognormal(0, 1, (count, 1))).astype(np.float32)
 
 
-@pytest.mark.parametrize(("dimension", "k", "nprobe"), [(64, 256, 12), (64, 1, 1), (20, 40, 64), (8, 512, 3), (17, 40, 5)])
+@pytest.mark.parametrize(
+    ("dimension", "k", "nprobe"), [(64, 256, 12), (64, 1, 1), (20, 40, 64), (8, 512, 3), (17, 9, 5)]
+)
 def test_what_it_finds_is_what_faiss_finds(tmp_path: Path, dimension: int, k: int, nprobe: int) -> None:
     """The same rows, but where scores differ by rounding, and scores to six digits; -1 where cells hold less."""
     retriever = retriever_over(tmp_path, drawn(6_000, dimension, 3), cells=64, nprobe=nprobe)
