@@ -19,6 +19,7 @@ from ranking.types import HomeQuery
 from server import explain, fates
 from server.batching import Batcher
 from server.codec import encode_home, encode_ranked, encode_shelf
+from server.drill import Drill
 from server.experiments import Experiments
 from server.guard import Call
 from server.logs import RequestLog
@@ -145,6 +146,7 @@ class HomeBatches:
     placements: Placements
     metrics: Metrics
     pulse: Pulse
+    drill: Drill
 
     async def serve(self, queries: Sequence[HomeQuery]) -> list[Served]:
         """Pages for queries, all from one snapshot.
@@ -162,6 +164,7 @@ class HomeBatches:
         by = self.promotions.bound_to(snapshot)
         promotions = None if by is None else offered_to(by.promotions, listeners)
         with self.pulse.computing():
+            self.drill.suffer(len(queries))
             homes, trace = assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
         homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
         both = zip(queries, homes, strict=True)

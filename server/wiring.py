@@ -35,6 +35,7 @@ from server.admin_service import AdminService
 from server.admission import Admission, Bounds
 from server.batching import Batcher
 from server.data_plane import DataPlane
+from server.drill import drill_of
 from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
@@ -125,6 +126,7 @@ def data_plane(  # the edges of a process
         placements=placements,
         metrics=metrics,
         pulse=pulse,
+        drill=drill_of(settings, metrics),
     )
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
     signing = SigningFile(state, settings.signing_keys)
