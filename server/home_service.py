@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from protos.home.v1 import home_pb2
 from ranking.home import assemble
 from ranking.offers import offered_to
 from ranking.surfaces import Surface
-from ranking.types import HomeQuery
+from ranking.types import Home, HomeQuery, Trace
 from server import explain, fates
 from server.batching import Batcher
 from server.codec import encode_home, encode_ranked, encode_shelf
@@ -137,7 +138,11 @@ class HomeService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HomeBatches:
-    """Serves a batch: one read of Redis, one run of the core."""
+    """Serves a batch: one read of Redis, one run of the core.
+
+    While a batch computes in the event loop nobody is let in or refused, and calls wait in the transport where
+    admission does not see them. So a server that refuses calls computes beside the loop.
+    """
 
     store: ListenerStore
     snapshots: Snapshots
@@ -147,6 +152,8 @@ class HomeBatches:
     metrics: Metrics
     pulse: Pulse
     drill: Drill
+    pressed: Callable[[], bool]  # whether calls are being refused
+    aside: Executor  # of one thread
 
     async def serve(self, queries: Sequence[HomeQuery]) -> list[Served]:
         """Pages for queries, all from one snapshot.
@@ -163,9 +170,16 @@ class HomeBatches:
         listeners = frames.decoded(snapshot)
         by = self.promotions.bound_to(snapshot)
         promotions = None if by is None else offered_to(by.promotions, listeners)
-        with self.pulse.computing():
-            self.drill.suffer(len(queries))
-            homes, trace = assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
+
+        def computed() -> tuple[tuple[Home, ...], Trace]:
+            with self.pulse.computing():
+                self.drill.suffer(len(queries))
+                return assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
+
+        if self.pressed():  # else in the loop itself, which saves 3 to 9 % of a page's processor time
+            homes, trace = await asyncio.get_running_loop().run_in_executor(self.aside, computed)
+        else:
+            homes, trace = computed()
         homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
         both = zip(queries, homes, strict=True)
         shown = [(query.surface.name, home) for query, home in both if not query.explained]

@@ -68,10 +68,10 @@ class Settings(BaseSettings):
     admission_limit: int = Field(
         default=0, ge=0, le=2048, description="calls for pages under way at once in a worker; 0: found by their latency"
     )
-    admission_least: int = Field(default=8, ge=1, le=2048, description="the least that a found limit may be")
+    admission_least: int = Field(default=4, ge=1, le=2048, description="the least that a found limit may be")
     admission_most: int = Field(default=512, ge=1, le=2048, description="the most that a found limit may be")
     admission_target_ms: float = Field(
-        default=12.0, gt=0, description="mean latency of pages up to which the limit may grow"
+        default=10.0, gt=0, description="mean latency of pages that the limit settles at under overload"
     )
     drill_work_ms: float = Field(
         default=0.0, ge=0, le=1000, description="for tests and drills: processor time that each page costs more"

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from features.archive import SURFACES, Archive
 from features.books import BookReader, BookShelf
 from features.errors import InvalidInput, SnapshotRefused, WrongState
 from features.event_store import EventStore, Recorded
+from features.index import use_one_thread
 from features.keys import Keys
 from features.listener_store import ListenerStore
 from features.page_store import Allowance, Found, PageStore
@@ -117,6 +119,7 @@ def data_plane(  # the edges of a process
         max_age_s=settings.promotions_max_age_s,
         archive=archive,
     )
+    admissions = _admissions(settings)
     placements = Placements(promotion_store, metrics, every_s=settings.placements_flush_s)
     batches = HomeBatches(
         store=store,
@@ -127,6 +130,8 @@ def data_plane(  # the edges of a process
         metrics=metrics,
         pulse=pulse,
         drill=drill_of(settings, metrics),
+        pressed=lambda: admissions[HOME].pressed,
+        aside=ThreadPoolExecutor(1, "mantel-core", initializer=use_one_thread),
     )
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
     signing = SigningFile(state, settings.signing_keys)
@@ -169,7 +174,6 @@ def data_plane(  # the edges of a process
         now=time.time,
     )
     identities = IdentityFile(settings)
-    admissions = _admissions(settings)
     guard = Guard(
         identities=identities,
         metrics=metrics,
