@@ -63,8 +63,8 @@ class Admission:
 
     A window in which never more than half of the limit was under way does not say that more could be: then the limit
     may only fall. Netflix' Gradient2 and Envoy compare the mean with that of unhurried calls, and let `sqrt(limit)`
-    calls queue. Of a server that answers 250 calls a second in time, 6 at once, that queue is half of all and the mean
-    settles at 1.7 times the target; and what unhurried calls take is a matter of the hour, while the promise is not.
+    calls queue. Where 6 at once are all that can be answered in time, that is 2.4 of them, and the mean settles at
+    1.7 times the target; and unhurried calls are hard to tell, while a promise is given.
 
     Where calls are slow whatever the load, as those that wait for a silent store are, the limit falls to its least,
     which must keep the server busy.
