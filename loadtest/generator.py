@@ -4,14 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import cycle
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.connections import Connection
+from loadtest.connections import Connection, Ending
 
 MOST_CONNECTIONS: Final = 8  # of a protocol that carries many calls on one
 Connect = Callable[[], Connection]
@@ -34,11 +35,14 @@ class Load:
     """What came of a load."""
 
     seconds: float
-    failed: int
+    failed: int  # in a closed loop refused ones too
     latencies: Floats  # seconds, of every call that was answered; in an open loop from when it was due
     payload: float  # bytes of an answer, mean
     busy: float  # share of the time that the generator itself worked; near 1 it was the limit
     late_s: float  # how late it sent, at the 99th percentile; 0 in a closed loop
+    refused: Floats = field(
+        default_factory=partial(np.empty, 0)
+    )  # seconds from sending a call to its refusal; in an open loop only
 
     @property
     def rate(self) -> float:
@@ -58,9 +62,9 @@ async def closed(target: Target, *, in_flight: int, seconds: float) -> Load:
     def call(connection: Connection) -> None:
         sent = time.perf_counter()
 
-        def done(answered: bool) -> None:
+        def done(ending: Ending) -> None:
             nonlocal failed, running
-            now = time.perf_counter()
+            now, answered = time.perf_counter(), ending is Ending.ANSWERED
             if answered:
                 latencies.append(now - sent)
             else:
@@ -88,15 +92,20 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
     gaps = np.random.default_rng(seed).exponential(1 / rate, round(rate * seconds))
     due = np.cumsum(gaps)
     connections = await _connected(target, MOST_CONNECTIONS if target.shares_connections else 64)
-    latencies, late, failed = list[float](), np.empty(len(due)), 0
+    latencies, refused, late, failed = list[float](), list[float](), np.empty(len(due)), 0
     loop, sleeper = asyncio.get_running_loop(), ThreadPoolExecutor(1)
     began, worked = time.perf_counter(), time.thread_time()
 
     def call(connection: Connection, request: bytes, at: float) -> None:
-        def done(answered: bool) -> None:
+        sent = time.perf_counter()
+
+        def done(ending: Ending) -> None:
             nonlocal failed
-            if answered:
-                latencies.append(time.perf_counter() - at)
+            now = time.perf_counter()
+            if ending is Ending.ANSWERED:
+                latencies.append(now - at)
+            elif ending is Ending.REFUSED:
+                refused.append(now - sent)
             else:
                 failed += 1
 
@@ -110,10 +119,12 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
         call(*next(turns), moment)
     ended = time.perf_counter()
     sleeper.shutdown()
-    while len(latencies) + failed < len(due) and time.perf_counter() < ended + patience_s:  # noqa: ASYNC110  # as above
+    while len(latencies) + len(refused) + failed < len(due) and time.perf_counter() < ended + patience_s:  # noqa: ASYNC110  # as above
         await asyncio.sleep(0.01)
-    missing = len(due) - len(latencies) - failed
-    return _load(connections, began, worked, failed + missing, np.array(latencies), float(np.quantile(late, 0.99)))
+    missing = len(due) - len(latencies) - len(refused) - failed
+    late_s = float(np.quantile(late, 0.99))
+    load = _load(connections, began, worked, failed + missing, np.array(latencies), late_s)
+    return replace(load, refused=np.array(refused))
 
 
 async def _connected(target: Target, count: int) -> list[Connection]:

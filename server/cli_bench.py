@@ -67,6 +67,9 @@ def bench(
         bool,
         typer.Option("--knee", help="Instead: the highest rate with p99 in time, and p99 below it; 10 minutes."),
     ] = False,
+    overload: Annotated[
+        bool, typer.Option("--overload", help="Instead: what a slowed server does at twice its knee; 5 minutes.")
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")
     ] = None,
@@ -83,13 +86,15 @@ def bench(
     Exit code 0: the floors of loadtest/bench.toml stand; 1: one does not; 2: no verdict, the machine was too busy. The
     first run makes a synthetic world, trains on it and keeps it in `bench/` of --state (at 100,000 items a minute).
 
-    Examples: mantel bench, mantel bench --quick, mantel bench --knee, mantel bench --stages --json
+    Examples: mantel bench, mantel bench --quick, mantel bench --knee, mantel bench --overload --json
     """
     from features.snapshot import load
     from loadtest.contest import rules
     from loadtest.stages import Plan
     from server import contest_report, face, reports
     from server.cli_contest import field, raced, sought
+    from server.cli_overload import driven, rules_of
+    from server.cli_overload import show as show_overload
 
     silent = quiet or json_
     folder = data or _kept(State(load_settings(state=state).state), items, silent=silent)
@@ -102,16 +107,22 @@ def bench(
             figures = _measure(snapshot, records, plan, tell)
         else:
             room = State(load_settings(state=state).state).path / "bench" / snapshot.digest[:12]
-            with field(folder, sorted(records), room=room) as everybody:
-                if knee:
-                    found = sought(everybody, tell)
-                else:
-                    contest = raced(everybody, _changed(quick, rounds, seconds, in_flight), tell)
+            if overload:
+                beyond = rules_of(quick=quick, rounds=rounds, seconds=seconds)
+                held = driven(folder, sorted(records), room=room, rules=beyond, tell=tell)
+            else:
+                with field(folder, sorted(records), room=room) as everybody:
+                    if knee:
+                        found = sought(everybody, tell)
+                    else:
+                        contest = raced(everybody, _changed(quick, rounds, seconds, in_flight), tell)
         share = (time.thread_time() - worked) / (time.perf_counter() - began)
     conditions = _conditions(folder, snapshot, len(records), before, share)
     if stages:
         reports.bench(conditions, figures, as_json=json_)
         return
+    if overload:
+        raise typer.Exit(show_overload(conditions, held, beyond, as_json=json_))
     if knee:
         raise typer.Exit(contest_report.knee(conditions, found, rules(), as_json=json_))
     contest_report.show(conditions, contest, as_json=json_)

@@ -44,7 +44,7 @@ PRESETS: Final = {PLAIN: "plain", FULL: "full"}
 NEEDS: Final = ("fastapi", "uvicorn", "orjson", "httptools")
 REQUESTS: Final = 4096  # listeners drawn by Zipf's law, sent in turn
 SEED: Final = 7
-NO_LIMIT: Final = 2048  # more calls at once than the bench sends: what is compared is not refused
+UNLIMITED: Final = {"admission-limit": "2048"}  # more calls than the bench sends: what is compared is not refused
 START_S: Final = 120.0
 _HOST: Final = "127.0.0.1"
 
@@ -60,7 +60,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Serving:
+class Serving:
     """A server of ours that runs."""
 
     port: int
@@ -82,11 +82,12 @@ def field(folder: Path, users: Sequence[str], *, room: Path) -> Iterator[Field]:
     cores = machine.cores()
     if cores is None:
         raise WrongState("there is one core only: load and server need one each")
-    names = [user for user, _ in drawn(users, REQUESTS, np.random.default_rng(SEED))]
-    asked = tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in names)
+    names = _names(users)
+    asked = asked_of(users)
     with ExitStack() as stack:
         ours = {
-            name: stack.enter_context(_serving(folder, preset, cores, room=room)) for name, preset in PRESETS.items()
+            name: stack.enter_context(serving(folder, preset, cores, room=room, flags=UNLIMITED))
+            for name, preset in PRESETS.items()
         }
         answer = room / "answer.bin"
         answer.write_bytes(_answered(ours[PLAIN], asked[0]))
@@ -102,7 +103,7 @@ def field(folder: Path, users: Sequence[str], *, room: Path) -> Iterator[Field]:
             twin_port, pids = stack.enter_context(_started(cores, "loadtest.twin", *words))
             found.append(_twin(twin_port, pids, names, plain.token))
         helpers = frozenset().union(*(one.helpers for one in ours.values()))
-        stack.enter_context(_keeping_to(cores[1]))
+        stack.enter_context(keeping_to(cores[1]))
         yield Field(contestants=tuple(found), cores=cores, helpers=helpers, twin_port=twin_port)
 
 
@@ -132,8 +133,17 @@ def sought(everybody: Field, tell: Progress) -> Knee | None:
     return uvloop.run(search())
 
 
+def asked_of(users: Sequence[str]) -> tuple[bytes, ...]:
+    """Requests for pages, by Zipf's law."""
+    return tuple(home_pb2.GetHomeRequest(user_id=user).SerializeToString() for user in _names(users))
+
+
+def _names(users: Sequence[str]) -> list[str]:
+    return [user for user, _ in drawn(users, REQUESTS, np.random.default_rng(SEED))]
+
+
 @contextmanager
-def _keeping_to(core: int) -> Iterator[None]:
+def keeping_to(core: int) -> Iterator[None]:
     """Keeps this process on a core meanwhile."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -150,7 +160,9 @@ def _twin_stages(port: int) -> Mapping[str, float]:
 
 
 @contextmanager
-def _serving(folder: Path, preset: str, cores: tuple[int, int], *, room: Path) -> Iterator[_Serving]:
+def serving(
+    folder: Path, preset: str, cores: tuple[int, int], *, room: Path, flags: Mapping[str, str]
+) -> Iterator[Serving]:
     """`mantel serve` with one worker on the server's core; Redis and the control plane are on the load's."""
     state = State(room / preset)
     with attached(state) as url, connect(url) as client:
@@ -158,13 +170,13 @@ def _serving(folder: Path, preset: str, cores: tuple[int, int], *, room: Path) -
         store = int(_told(client.info("server"))["process_id"])
         machine.keep_to(store, cores[1])
         ports = dict.fromkeys(("port", "control-port", "metrics-port"), "0")
-        flags = {"surfaces": str(SHELVES), "preset": preset, "workers": "1", "admission-limit": str(NO_LIMIT), **ports}
-        with running(state, flags, log=room / "serve.log") as endpoints:
+        own = {"surfaces": str(SHELVES), "preset": preset, "workers": "1", **ports}
+        with running(state, {**own, **flags}, log=room / "serve.log") as endpoints:
             workers = frozenset(beat.pid for beat in state.heartbeats())
             family = {endpoints.pid, *_children(endpoints.pid)}
             for pid in family:
                 machine.keep_to(pid, cores[0] if pid in workers else cores[1])
-            yield _Serving(
+            yield Serving(
                 port=int(endpoints.target.rpartition(":")[2]),
                 token=development_token(state),
                 workers=workers,
@@ -207,10 +219,14 @@ def _until_it_listens(port: int) -> None:
 
 
 def _grpc(name: str, port: int, pids: frozenset[int], asked: tuple[bytes, ...], token: str) -> Contestant:
-    headers = [("authorization", f"Bearer {token}")] if token else []
-    connect_ = partial(GrpcConnection, f"{_HOST}:{port}", GET_HOME, headers)
-    target = Target(host=_HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
-    return Contestant(name=name, target=target, pids=pids)
+    return Contestant(name=name, target=gets_home(port, asked, token), pids=pids)
+
+
+def gets_home(port: int, asked: tuple[bytes, ...], token: str, headers: Sequence[tuple[str, str]] = ()) -> Target:
+    """A port whose pages are asked for, with a token unless it is empty."""
+    bearer = [("authorization", f"Bearer {token}")] if token else []
+    connect_ = partial(GrpcConnection, f"{_HOST}:{port}", GET_HOME, [*bearer, *headers])
+    return Target(host=_HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
 
 
 def _twin(port: int, pids: frozenset[int], names: Sequence[str], token: str) -> Contestant:
@@ -221,7 +237,7 @@ def _twin(port: int, pids: frozenset[int], names: Sequence[str], token: str) -> 
     return Contestant(name=TWIN, target=target, pids=pids)
 
 
-def _answered(one: _Serving, request: bytes) -> bytes:
+def _answered(one: Serving, request: bytes) -> bytes:
     """The bytes of a page, as a stock client gets them."""
     with grpc.insecure_channel(f"{_HOST}:{one.port}") as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(GET_HOME)

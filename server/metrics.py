@@ -127,6 +127,17 @@ class Metrics:
         self._registry = registry
 
     @cached_property
+    def _drill(self) -> Gauge:
+        """Declared with the first drill: a server without one has no such sample to alarm by."""
+        return Gauge(
+            "mantel_drill_seconds",
+            "What this server is told to suffer, by kind: work of each page, sleep of each batch.",
+            ("kind",),
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+
+    @cached_property
     def _published(self) -> Gauge:
         """Declared with the first snapshot: the zero of a process without one would be the least of all."""
         return Gauge(
@@ -255,6 +266,10 @@ class Metrics:
     def shed(self, priority: str) -> None:
         """A call was refused for want of room."""
         self._shed.labels(priority).inc()
+
+    def drilled(self, kind: str, seconds: float) -> None:
+        """A drill of this kind is on."""
+        self._drill.labels(kind).set(seconds)
 
     def lagged(self, seconds: float) -> None:
         """The event loop ran this late."""

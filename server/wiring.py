@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from features.archive import SURFACES, Archive
 from features.books import BookReader, BookShelf
 from features.errors import InvalidInput, SnapshotRefused, WrongState
 from features.event_store import EventStore, Recorded
+from features.index import use_one_thread
 from features.keys import Keys
 from features.listener_store import ListenerStore
 from features.page_store import Allowance, Found, PageStore
@@ -36,6 +38,7 @@ from server.admission import Admission, Bounds
 from server.batching import Batcher, by_query
 from server.budget import Budget
 from server.data_plane import DataPlane
+from server.drill import drill_of
 from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
@@ -119,6 +122,7 @@ def data_plane(  # the edges of a process
         max_age_s=settings.promotions_max_age_s,
         archive=archive,
     )
+    admissions = _admissions(settings)
     placements = Placements(promotion_store, metrics, every_s=settings.placements_flush_s)
     budget = Budget(batch_s=settings.batch_ms / 1000, read_s=settings.read_budget_ms / 1000)
     batches = HomeBatches(
@@ -130,6 +134,9 @@ def data_plane(  # the edges of a process
         metrics=metrics,
         pulse=pulse,
         budget=budget,
+        drill=drill_of(settings, metrics),
+        pressed=lambda: admissions[HOME].pressed,
+        aside=ThreadPoolExecutor(1, "mantel-core", initializer=use_one_thread),
     )
     batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap, budget=budget)
     signing = SigningFile(state, settings.signing_keys)
@@ -172,7 +179,6 @@ def data_plane(  # the edges of a process
         now=time.time,
     )
     identities = IdentityFile(settings)
-    admissions = _admissions(settings)
     guard = Guard(
         identities=identities,
         metrics=metrics,
