@@ -99,6 +99,20 @@ class Frames:
     impressions: Sequence[bytes | None]
     missing: Known  # what is known of who has no record
 
+    @classmethod
+    def unread(cls, size: int, missing: Known) -> "Frames":
+        """So many listeners of whom nothing was read, and why."""
+        none = [None] * size
+        return cls(records=none, states=none, preferences=none, impressions=none, missing=missing)
+
+    def take(self, places: Sequence[int]) -> "Frames":
+        """Some of the listeners."""
+        columns = (self.records, self.states, self.preferences, self.impressions)
+        records, states, preferences, impressions = ([column[place] for place in places] for column in columns)
+        return Frames(
+            records=records, states=states, preferences=preferences, impressions=impressions, missing=self.missing
+        )
+
     def decoded(self, snapshot: Snapshot) -> Listeners:
         """The listeners as columns, as they stand to a snapshot's embedding space."""
         return decode(

@@ -8,9 +8,8 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Final, Protocol, cast
-
-Done = Callable[[bool], None]  # told once per request: whether it was answered
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
@@ -20,6 +19,18 @@ _END_HEADERS: Final = 4
 _LARGEST: Final = 2**31 - 1
 _GIVEN: Final = 65_535  # what a connection may receive before it is told more
 _FIRST_DYNAMIC: Final = 62  # of the HPACK table (RFC 7541): the header that was added last
+_EXHAUSTED: Final = b"grpc-status\x018"  # as grpc writes it to who keeps no table: name and value in plain letters
+
+
+class Ending(Enum):
+    """How a call ended."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"  # RESOURCE_EXHAUSTED
+    FAILED = "failed"
+
+
+Done = Callable[[Ending], None]  # told once per request
 
 
 class Connection(Protocol):
@@ -39,7 +50,8 @@ class Connection(Protocol):
 class GrpcConnection(asyncio.Protocol):
     """Calls of a gRPC method, many at once; the requests' bytes are those of messages.
 
-    An answer is a stream that carried a message: a gRPC call that fails carries none.
+    An answer is a stream that carried a message: a gRPC call that fails carries none. Of failures only a refusal is
+    told from others.
     """
 
     def __init__(self, authority: str, path: str, headers: Sequence[tuple[str, str]]) -> None:
@@ -53,6 +65,7 @@ class GrpcConnection(asyncio.Protocol):
         self._stream = 1
         self._done: dict[int, Done] = {}
         self._spoken: set[int] = set()  # streams that carried a message
+        self._refused: set[int] = set()
         self._rest = b""
         self._unacknowledged = 0
 
@@ -85,7 +98,10 @@ class GrpcConnection(asyncio.Protocol):
                 self.received += size
                 if size:
                     self._spoken.add(stream)
-            elif kind not in {_HEADERS, _WINDOW_UPDATE}:
+            elif kind == _HEADERS:
+                if _EXHAUSTED in data[at + 9 : at + 9 + size]:
+                    self._refused.add(stream)
+            elif kind != _WINDOW_UPDATE:
                 self._heed(kind, flags, stream, data[at + 9 : at + 9 + size])
             if flags & _END_STREAM and kind in {_DATA, _HEADERS}:
                 self._end(stream)
@@ -116,10 +132,13 @@ class GrpcConnection(asyncio.Protocol):
 
     def _end(self, stream: int) -> None:
         done = self._done.pop(stream, None)
-        answered = stream in self._spoken
+        ending = Ending.ANSWERED if stream in self._spoken else Ending.FAILED
+        if stream in self._refused:
+            ending = Ending.REFUSED
         self._spoken.discard(stream)
+        self._refused.discard(stream)
         if done is not None:
-            done(answered)
+            done(ending)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -152,13 +171,13 @@ class HttpConnection(asyncio.Protocol):
             self.received += size
             answered = data.startswith(b"HTTP/1.1 200")
             data = data[head + 4 + size :]
-            self._done.popleft()(answered)
+            self._done.popleft()(Ending.ANSWERED if answered else Ending.FAILED)
         self._rest = data
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # its name is asyncio's
         """What was under way is lost."""
         while self._done:
-            self._done.popleft()(False)  # told by a function of one argument
+            self._done.popleft()(Ending.FAILED)
 
     def close(self) -> None:
         """Closes; what is under way counts as not answered."""

@@ -35,26 +35,8 @@ async def find(
     probe: Probe, constant: Probe, *, most: float, rules: Mapping[str, float], progress: Progress
 ) -> Knee | None:
     """Searches below `most`, confirms, and measures at the share; None where no rate is confirmed in so many tries."""
-
-    async def holds(rate: float, seconds: float) -> bool:
-        load = await probe(rate, seconds)
-        return load.failed == 0 and p_ms(load, 0.99) <= rules["p99_ms"]
-
-    low, high = 0.0, most
-    while high - low > STEP * high and high > STEP * most:
-        progress("search", 0, 1)
-        middle = (low + high) / 2
-        low, high = (middle, high) if await holds(middle, rules["search_s"]) else (low, middle)
-    rate, confirmed = low, 0
-    for number in range(TRIES):
-        progress("confirm", number, TRIES)
-        if rate and await holds(rate, rules["confirm_s"]):
-            confirmed += 1
-        else:
-            rate, confirmed = rate * (1 - STEP), 0
-        if confirmed == CONFIRMATIONS:
-            break
-    else:
+    rate = await highest(probe, most=most, rules=rules, progress=progress)
+    if rate is None:
         return None
     ours, theirs, runs = list[Load](), list[Load](), int(rules["runs"])
     for number in range(runs):
@@ -69,6 +51,34 @@ async def find(
         constant_p99_ms=median(p_ms(load, 0.99) for load in theirs),
         late_ms=1000 * max(load.late_s for load in (*ours, *theirs)),
     )
+
+
+async def highest(probe: Probe, *, most: float, rules: Mapping[str, float], progress: Progress) -> float | None:
+    """The highest rate below `most` that holds, in so many runs one after the other; None: there is none.
+
+    A rate holds where no call failed, and of all at most the share `refused` was, with the 99th percentile in time.
+    """
+
+    async def holds(rate: float, seconds: float) -> bool:
+        load = await probe(rate, seconds)
+        refused = len(load.refused) > rules["refused"] * (len(load.refused) + len(load.latencies))
+        return load.failed == 0 and not refused and p_ms(load, 0.99) <= rules["p99_ms"]
+
+    low, high = 0.0, most
+    while high - low > STEP * high and high > STEP * most:
+        progress("search", 0, 1)
+        middle = (low + high) / 2
+        low, high = (middle, high) if await holds(middle, rules["search_s"]) else (low, middle)
+    rate, confirmed = low, 0
+    for number in range(TRIES):
+        progress("confirm", number, TRIES)
+        if rate and await holds(rate, rules["confirm_s"]):
+            confirmed += 1
+        else:
+            rate, confirmed = rate * (1 - STEP), 0
+        if confirmed == CONFIRMATIONS:
+            return rate
+    return None
 
 
 def p_ms(load: Load, quantile: float) -> float:

@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import cycle
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.connections import Connection
+from loadtest.connections import Connection, Ending
 from loadtest.pacing import turns
 
 MOST_CONNECTIONS: Final = 8  # of a protocol that carries many calls on one
@@ -34,11 +35,12 @@ class Load:
     """What came of a load."""
 
     seconds: float
-    failed: int
+    failed: int  # in a closed loop refused ones too
     latencies: Floats  # seconds, of every call that was answered; in an open loop from when it was due
     payload: float  # bytes of an answer, mean
     busy: float  # share of the time that the generator itself worked; near 1 it was the limit
     late_s: float  # how late it sent, at the 99th percentile; 0 in a closed loop
+    refused: Floats = field(default_factory=partial(np.empty, 0))  # as latencies, from when sent; in an open loop only
 
     @property
     def rate(self) -> float:
@@ -58,9 +60,9 @@ async def closed(target: Target, *, in_flight: int, seconds: float) -> Load:
     def call(connection: Connection) -> None:
         sent = time.monotonic()
 
-        def done(answered: bool) -> None:
+        def done(ending: Ending) -> None:
             nonlocal failed, running
-            now = time.monotonic()
+            now, answered = time.monotonic(), ending is Ending.ANSWERED
             if answered:
                 latencies.append(now - sent)
             else:
@@ -88,14 +90,19 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
     gaps = np.random.default_rng(seed).exponential(1 / rate, round(rate * seconds))
     due = np.cumsum(gaps)
     connections = await _connected(target, MOST_CONNECTIONS if target.shares_connections else 64)
-    latencies, late, failed = list[float](), np.empty(len(due)), 0
+    latencies, refused, late, failed = list[float](), list[float](), np.empty(len(due)), 0
     began, worked = time.monotonic(), time.thread_time()
 
     def call(connection: Connection, request: bytes, at: float) -> None:
-        def done(answered: bool) -> None:
+        sent = time.monotonic()
+
+        def done(ending: Ending) -> None:
             nonlocal failed
-            if answered:
-                latencies.append(time.monotonic() - at)
+            now = time.monotonic()
+            if ending is Ending.ANSWERED:
+                latencies.append(now - at)
+            elif ending is Ending.REFUSED:
+                refused.append(now - sent)
             else:
                 failed += 1
 
@@ -106,10 +113,12 @@ async def opened(target: Target, *, rate: float, seconds: float, seed: int, pati
         late[number] = late_s
         call(*next(calls), moment)
     ended = time.monotonic()
-    while len(latencies) + failed < len(due) and time.monotonic() < ended + patience_s:  # noqa: ASYNC110  # no call tells when it is the last
+    while len(latencies) + len(refused) + failed < len(due) and time.monotonic() < ended + patience_s:  # noqa: ASYNC110  # no call tells when it is the last
         await asyncio.sleep(0.01)
-    missing = len(due) - len(latencies) - failed
-    return _load(connections, began, worked, failed + missing, np.array(latencies), float(np.quantile(late, 0.99)))
+    missing = len(due) - len(latencies) - len(refused) - failed
+    late_p99 = float(np.quantile(late, 0.99))
+    load = _load(connections, began, worked, failed + missing, np.array(latencies), late_p99)
+    return replace(load, refused=np.array(refused))
 
 
 async def _connected(target: Target, count: int) -> list[Connection]:

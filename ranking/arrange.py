@@ -6,9 +6,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Limit, Snapshot
-from ranking.compiled import compiled
 from ranking.diversify import NEVER, Genres, Opens, Pool, Vectors, by_score, calibrated, dpp, mmr, units
 from ranking.params import DIVERSITY, INDEX, Params
 from ranking.surfaces import RESERVE

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.keys import hash64
-from ranking.compiled import compiled
 from ranking.types import HomeQuery, Lines
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)

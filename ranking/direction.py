@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from ranking.chance import uniform
-from ranking.compiled import compiled
 
 Floats = NDArray[np.float64]
 _NORMALS: Final = 1 << 20  # where a key's numbers for the perpendicular begin; trials of the cosine take 3 each

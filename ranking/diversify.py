@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.compiled import compiled, summed
+from features.compiled import compiled, summed
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.float32]  # [D, candidate]: candidates last, so that products of all with one vector add up in step

@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.snapshot import Snapshot
 from ranking.chance import keys_of, mixed, uniform
-from ranking.compiled import compiled
 from ranking.history import DAY_S
 from ranking.layout import NEW_DAYS
 from ranking.params import INDEX, Params

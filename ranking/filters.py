@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.snapshot import Limit, Snapshot
-from ranking.compiled import compiled
 from ranking.hidden import among, by_hidden, pairs
 from ranking.history import History
 from ranking.surfaces import CODES

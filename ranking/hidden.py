@@ -6,9 +6,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
-from ranking.compiled import compiled
 from ranking.types import Hidden, HomeQuery, Pairs
 
 _NONE: Final = np.empty(0, np.uint64)

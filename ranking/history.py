@@ -5,10 +5,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.recent_state import PLAYED, RecentState
 from features.snapshot import Snapshot
-from ranking.compiled import compiled
 
 DAY_S = 86_400
 _IS_PLAY: Final = np.isin(np.arange(256), PLAYED)  # by what was done

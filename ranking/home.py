@@ -122,7 +122,7 @@ def _homes(
         unsaid = blind[number] and query.hidden is None
         wanted, drawn = len(query.surface.shelves), first[number + 1] - first[number]
         failures = missed[number] if drawn else 0
-        lost = failures + (wanted - drawn if known[number] in _FAULTS or unsaid else 0)
+        lost = failures + (wanted - drawn if known[number] in _FAULTS or unsaid or query.narrow else 0)
         answered, later = _split(tuple(shelves[line] for line in order[number] if line >= 0), query)
         homes.append(
             Home(
@@ -134,7 +134,7 @@ def _homes(
                 folded_in=folded_in[number],
                 assignments=query.assignments,
                 experiment_book="" if query.assigner is None else query.assigner.version,
-                degraded=tuple(_degraded(Known(known[number]), failures, drawn, blind=unsaid)),
+                degraded=tuple(_degraded(Known(known[number]), failures, drawn, blind=unsaid, narrow=query.narrow)),
                 coverage=100 * (wanted - lost) // wanted,
                 fates={fate: fates[number][fate] for fate in _TOLD if fates[number][fate]},
             )
@@ -169,10 +169,12 @@ def _split(shelves: tuple[Shelf, ...], query: HomeQuery) -> tuple[tuple[Shelf, .
     return tuple(first for first, _ in parts), tuple(rest for _, rest in parts if len(rest.rows))
 
 
-def _degraded(known: Known, failed: int, lines: int, *, blind: bool) -> list[Degraded]:
+def _degraded(known: Known, failed: int, lines: int, *, blind: bool, narrow: bool) -> list[Degraded]:
     reasons = [_FAULTS[known]] if known in _FAULTS else []
     if blind:
         reasons.append(Degraded.BLOCKLIST_UNKNOWN)
+    if narrow:
+        reasons.append(Degraded.DEADLINE_SHORT)
     if failed:
         reasons.append(Degraded.RETRIEVAL_PARTIAL if failed < lines else Degraded.RETRIEVAL_DOWN)
     return reasons

@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.recent_state import Did, RecentState
 from features.snapshot import Snapshot
-from ranking.compiled import compiled
 from ranking.history import DAY_S
 from ranking.session import PAUSE_S
 from ranking.types import HomeQuery

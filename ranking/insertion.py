@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.compiled import compiled
+from features.compiled import compiled
 from ranking.params import INDEX, Params
 
 Floats = NDArray[np.float64]

@@ -5,9 +5,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
-from ranking.compiled import compiled
 from ranking.diversify import dot
 from ranking.history import DAY_S
 from ranking.page import Page, by_attention, by_order_of_file, settle

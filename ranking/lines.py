@@ -5,10 +5,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.assign import overridden, page_params
-from ranking.compiled import compiled
 from ranking.dial import dialled
 from ranking.hidden import among, by_hidden, hidden_from
 from ranking.history import DAY_S, History, weight
@@ -17,11 +17,15 @@ from ranking.surfaces import CODES, MOST_SUBJECTS, ShelfSpec, Why
 from ranking.types import Hidden, HomeQuery, Lines
 
 SEARCHED: Final = ("taste", "discover", "genre")
+NARROWED: Final = [INDEX["diversity"], INDEX["exploration_share"]]  # what is 0 on a narrowed page
 _FOR_ALL: Final = ("popular", "editorial", "given")
 
 
 def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: History, snapshot: Snapshot) -> Lines:
-    """The lines of every query, top shelf first; a shelf that cannot be filled for its listener has none."""
+    """The lines of every query, top shelf first; a shelf that cannot be filled for its listener has none.
+
+    Nor has one that needs a search on a narrowed page, as long as that has others: a page is never left empty for it.
+    """
     page = page_params(queries)
     hidden = hidden_from(queries, listeners, snapshot)
     near = snapshot.rows_of(np.array([query.near for query in queries], np.uint64))
@@ -34,7 +38,7 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
     has_played = (history.start[1:] > history.start[:-1]).tolist()
     drawn: list[tuple[int, int, ShelfSpec, int]] = []
     for number, (query, unsaid) in enumerate(zip(queries, listeners.blind.tolist(), strict=True)):
-        blind = unsaid and query.hidden is None
+        blind, own = unsaid and query.hidden is None, []
         for slot, spec in enumerate(query.surface.shelves):
             source = spec.source
             if blind and source not in _FOR_ALL:
@@ -46,7 +50,8 @@ def draw_lines(queries: tuple[HomeQuery, ...], listeners: Listeners, history: Hi
                 or (source == "history" and not has_played[number])
             ):
                 continue
-            drawn.append((number, slot, spec, subject))
+            own.append((number, slot, spec, subject))
+        drawn += (query.narrow and [line for line in own if line[2].source not in SEARCHED]) or own
     return _columns(drawn, queries, page, listeners, hidden, has_taste)
 
 
@@ -97,6 +102,8 @@ def _of_lines(queries: tuple[HomeQuery, ...], specs: tuple[ShelfSpec, ...], firs
             for line in range(first[number], first[number + 1]):
                 if specs[line].id == shelf_id:
                     params[line, place] = specs[line].params[place]
+        if query.narrow:
+            params[first[number] : first[number + 1], NARROWED] = 0
     return params
 
 

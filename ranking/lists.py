@@ -6,9 +6,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
-from ranking.compiled import compiled
 from ranking.history import DAY_S, History, weight
 from ranking.params import INDEX
 from ranking.surfaces import CODES

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Known, Listeners
-from ranking.compiled import compiled
 from ranking.history import DAY_S
 from ranking.params import INDEX, Params
 from ranking.surfaces import PROMOTABLE

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.compiled import compiled
+from features.compiled import compiled
 from ranking.types import Fate
 
 _TRIES: Final = 35  # of an order: 46 us of nine shelves

@@ -10,8 +10,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.snapshot import Snapshot
-from ranking.compiled import compiled
 from ranking.history import DAY_S, History
 from ranking.insertion import Ranked, Standing, insert
 from ranking.layout import NEW_DAYS

@@ -5,10 +5,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.snapshot import Snapshot
 from ranking.chance import keys_of
-from ranking.compiled import compiled
 from ranking.direction import concentration, turn
 from ranking.history import History
 from ranking.lines import SEARCHED
@@ -27,15 +27,24 @@ def retrieve(
 ) -> tuple[Candidates, NDArray[np.bool_]]:
     """Candidates of every line, and which lines' retrieval failed, `[line]`."""
     width = int(lines.depth.max(initial=0))
-    found = Found(np.full((len(lines), width), -1, np.int64), np.full((len(lines), width), -np.inf))
+    found = Found(np.full((len(lines), width), -1, np.int64), np.empty((len(lines), width)))
     asked = Asked(queries, lines, listeners, history, snapshot)
     failed = _search(asked, found)
     list_lines(asked, found)
-    padding = (found.rows < 0) | (np.arange(width) >= lines.depth[:, None])
-    found.rows[padding] = -1
-    found.scores[padding] = -np.inf
-    fate = np.where(padding, Fate.PADDING, Fate.KEPT).astype(np.uint8)
+    fate = np.empty(found.rows.shape, np.uint8)
+    _pad(lines.depth, found, fate)
     return Candidates(rows=found.rows, scores=found.scores, fate=fate), failed
+
+
+@compiled
+def _pad(depth: NDArray[np.int64], found: Found, fate: NDArray[np.uint8]) -> None:
+    """Marks what is no candidate: beyond a line's depth, or where less was found."""
+    for line in range(len(depth)):
+        for place in range(fate.shape[1]):
+            there = place < depth[line] and found.rows[line, place] >= 0
+            fate[line, place] = Fate.KEPT if there else Fate.PADDING
+            if not there:
+                found.rows[line, place], found.scores[line, place] = -1, -np.inf
 
 
 def starved(lines: Lines, candidates: Candidates) -> NDArray[np.int64]:
@@ -120,8 +129,17 @@ def _search(asked: Asked, found: Found) -> NDArray[np.bool_]:
         except RuntimeError:  # what FAISS raises; the page goes on without these lines
             failed[here] = True
             continue
-        found.put(here, rows, scores)
+        _put(here, rows, scores, found)
     return failed
+
+
+@compiled
+def _put(here: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], found: Found) -> None:
+    """Puts what was searched for into its lines, as far as there is room."""
+    for number in range(len(here)):
+        for place in range(min(rows.shape[1], found.rows.shape[1])):
+            found.rows[here[number], place] = rows[number, place]
+            found.scores[here[number], place] = scores[number, place]
 
 
 def _reach(depth: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.snapshot import UNKNOWN_DAY, Snapshot
-from ranking.compiled import compiled
 from ranking.history import DAY_S, History
 from ranking.impressions import Seen, times_seen
 from ranking.params import INDEX, Params

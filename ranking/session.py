@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.listeners import Listeners
 from features.recent_state import Did
 from features.snapshot import Snapshot
 from ranking.assign import page_params
-from ranking.compiled import compiled
 from ranking.diversify import dot
 from ranking.params import INDEX, Params
 from ranking.types import HomeQuery

@@ -4,6 +4,7 @@ A param takes its value from the last of these that sets it: the default, the pr
 the shelf, the surface, the shelf.
 """
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -54,9 +55,9 @@ class Slot:
     pool: int  # of so many items at most, the organic one among them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ShelfSpec:
-    """One shelf of a surface."""
+    """One shelf of a surface; equal to itself only, so that what is made for it can be kept by it."""
 
     id: str
     source: Source | Literal["given"]  # given: the caller's own candidates, never in a file
@@ -96,6 +97,7 @@ class Surface:
     name: str
     shelves: tuple[ShelfSpec, ...]
     dedupe: bool = True  # a recording appears once on the page
+    deadline_s: float = math.inf  # of calls, where theirs is not shorter
     params: Params = field(default_factory=resolve)
     origins: Mapping[str, str] = field(default_factory=dict)
     reasons: Reasons = field(default_factory=dict)
@@ -228,6 +230,7 @@ class _ShelfTable(_Table):
 
 class _SurfaceTable(_Table):
     dedupe: bool = True
+    deadline_ms: float = Field(default=math.inf, gt=0)
     preset: str = ""
     params: _Preset = {}
     shelves: list[_ShelfTable] = Field(min_length=1, max_length=MOST_SHELVES)
@@ -273,6 +276,7 @@ def _surface(name: str, table: _SurfaceTable, preset: str, file: _File) -> Surfa
         name=name,
         shelves=tuple(_shelf(shelf, layers, chosen, reasons) for shelf in table.shelves),
         dedupe=table.dedupe,
+        deadline_s=table.deadline_ms / 1000,
         params=resolve(*(values for _, values in layers)),
         origins=_origins(*layers),
         reasons=reasons,

@@ -54,6 +54,7 @@ class Degraded(StrEnum):
     PROMOTIONS_OFF = "PROMOTIONS_OFF"
     BLOCKLIST_UNKNOWN = "BLOCKLIST_UNKNOWN"
     PAGING_OFF = "PAGING_OFF"
+    DEADLINE_SHORT = "DEADLINE_SHORT"
 
 
 def _no_keys() -> NDArray[np.uint64]:
@@ -80,6 +81,9 @@ class HomeQuery:
     traced: bool = False  # whether the page tells what became of every candidate
     about: int = 0  # item key that a traced page tells more of; 0: none
     explained: bool = False  # an engineer asks: it is not counted as served
+    narrow: bool = (
+        False  # no time for a whole page: neither searched shelves, where others are left, nor diversity nor chance
+    )
     device: str = ""
     locale: str = ""
     assigner: Assigner | None = None  # of the experiment book in force when the request came; None: there is none

@@ -15,10 +15,9 @@ from features.errors import Exhausted
 WINDOW_S: Final = 0.1
 WINDOW_CALLS: Final = 10  # at least, for their mean to mean something
 SMOOTHING: Final = 0.2
-TOLERANCE: Final = 1.5  # how much longer than unhurried calls may calls take
-LEAST_GRADIENT: Final = 0.5
-LEARNING: Final = 0.1  # share by which a window moves what is known of unhurried calls
-PREFETCH_SHARE: Final = 0.5  # of the limit: the other half is never taken by what nobody waits for
+GRADIENTS: Final = (0.5, 2.0)  # no window counts for less or more
+FIRST: Final = 24  # the limit before anything is known
+PREFETCH_SHARE: Final = 0.4  # of the limit: the rest is never taken by what nobody waits for
 LEAST_PUSHBACK_S: Final = 0.05
 PREFETCH_PUSHBACK_S: Final = 1.0
 PRIORITY: Final = "x-mantel-priority"  # in a call's metadata
@@ -49,43 +48,35 @@ class Shed(Exhausted):
 class Bounds:
     """Between what the limit moves; a fixed limit has `least` equal to `most`."""
 
-    least: int = 8
+    least: int = 4
     most: int = 512
-    target_s: float = 0.012  # calls may take so long on average, whatever unhurried ones take
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the limit never moves."""
-        return self.least == self.most
+    target_s: float = 0.010  # that calls take on average when more are asked for than can be answered
 
 
 class Admission:
     """The limit of one process on calls of one kind.
 
-    A call enters where fewer are under way than `limit`, one of prefetch than half of it; who enters leaves, whatever
+    A call enters where fewer are under way than `limit`, one of prefetch than .4 of it; who enters leaves, whatever
     becomes of it. Answered calls are gathered into windows of 0.1 s and 10 calls at least, and at the end of each
 
-        gradient = clamp(max(target, 1.5 * unhurried) / mean, 0.5, 1)
-        limit   += 0.2 * (gradient * limit + sqrt(limit) - limit), kept within its bounds
+        limit *= 1 + 0.2 * (clamp(target / mean, 0.5, 2) - 1), kept within its bounds
 
-    as in Netflix' Gradient2 and Envoy's adaptive concurrency: `sqrt(limit)` is the queue that may stand. A window is in
-    one of two states:
+    A window in which never more than half of the limit was under way tells nothing of it: then the limit stays. Where
+    all is slow, as on a busy machine, it comes down to twice what is under way, and refuses what is beyond; its least
+    must keep the server busy.
 
-    - slack: never more than half of the limit was under way. The limit stays, and `unhurried` learns from the mean.
-    - bound: more was. The limit moves. `unhurried` stays: learnt from here it would follow the overload upwards, as
-      Gradient2's long average does.
-
-    Where all calls become slower under load (another snapshot), the limit falls to its least, which must keep the
-    server busy; the next slack window finds out.
+    Netflix' Gradient2 and Envoy compare the mean with that of unhurried calls, and let `sqrt(limit)` calls queue. Where
+    6 at once are all that can be answered in time, that is 2.4 of them, and the mean settles at 1.7 times the target;
+    and unhurried calls are hard to tell, while a promise is given.
     """
 
     def __init__(self, bounds: Bounds) -> None:
         """Starts low: where there is room the limit grows by itself."""
         self._bounds = bounds
-        self._limit = float(min(2 * bounds.least, bounds.most))
-        self._unhurried_s = 0.0  # 0: not known yet
-        self._mean_s = 0.0
+        self._limit = float(min(max(FIRST, bounds.least), bounds.most))
+        self._mean_s = 0.0  # of the last window; 0: not known yet
         self._calls, self._taken_s, self._peak, self._ends_at = 0, 0.0, 0, 0.0
+        self._refused = self._refused_before = False
         self.in_flight = 0
 
     @property
@@ -93,22 +84,36 @@ class Admission:
         """How many calls may be under way."""
         return int(self._limit)
 
+    @property
+    def pressed(self) -> bool:
+        """Whether a call was refused in this window or the one before."""
+        return self._refused or self._refused_before
+
+    def check(self, priority: Priority) -> None:
+        """Whether there is room for a call now.
+
+        Raises:
+            Shed: there is none.
+        """
+        room = self.limit if priority is Priority.VISIBLE else math.ceil(self.limit * PREFETCH_SHARE)
+        if self.in_flight >= room:
+            self._refused = True
+            raise Shed(self._pushback_ms(priority))
+
     def enter(self, priority: Priority) -> None:
         """Lets a call in, which must leave.
 
         Raises:
             Shed: there is no room.
         """
-        room = self.limit if priority is Priority.VISIBLE else math.ceil(self.limit * PREFETCH_SHARE)
-        if self.in_flight >= room:
-            raise Shed(self._pushback_ms(priority))
+        self.check(priority)
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
 
     def leave(self, *, entered_at: float, now: float, answered: bool) -> None:
         """A call that entered is over; one that was not answered tells nothing of how long answers take."""
         self.in_flight -= 1
-        if self._bounds.fixed or not answered:
+        if not answered:
             return
         self._calls += 1
         self._taken_s += now - entered_at
@@ -117,14 +122,11 @@ class Admission:
 
     def _close_window(self, now: float) -> None:
         self._mean_s = max(self._taken_s / self._calls, 1e-6)
-        if self._peak <= self._limit / 2:
-            known = self._unhurried_s or self._mean_s
-            self._unhurried_s = known + LEARNING * (self._mean_s - known)
-        else:
-            allowed_s = max(self._bounds.target_s, TOLERANCE * self._unhurried_s)
-            gradient = min(1.0, max(LEAST_GRADIENT, allowed_s / self._mean_s))
-            wanted = gradient * self._limit + math.sqrt(self._limit)
-            limit = self._limit + SMOOTHING * (wanted - self._limit)
+        self._refused, self._refused_before = False, self._refused
+        if self._peak > self._limit / 2:
+            least, most = GRADIENTS
+            gradient = min(most, max(least, self._bounds.target_s / self._mean_s))
+            limit = self._limit * (1 + SMOOTHING * (gradient - 1))
             self._limit = min(float(self._bounds.most), max(float(self._bounds.least), limit))
         self._calls, self._taken_s, self._peak, self._ends_at = 0, 0.0, self.in_flight, now + WINDOW_S
 

@@ -4,47 +4,86 @@ At rest a request is a batch of one and waits for nobody. The transport bounds h
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from features.errors import DeadlineExceeded
 from server import cancelling
 
 IDLE_TURNS: Final = 2  # of the event loop that bring nobody, before a batch is cut; 5 and 12 gain no more
 Query = TypeVar("Query")
+Query_contra = TypeVar("Query_contra", contravariant=True)
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Waiting(Generic[Query, Result]):
+class Waiting(Generic[Query]):
+    """A query whose caller waits."""
+
     query: Query
-    deadline: float
-    future: "asyncio.Future[Result]"
+    deadline: float  # in time.monotonic() seconds
+    future: "asyncio.Future[Any]"
+
+    def wanted(self, now: float) -> bool:
+        """Whether its caller neither left nor lost interest."""
+        return self.deadline > now and not self.future.done()
+
+
+Serve: TypeAlias = Callable[[Sequence[Waiting[Query]]], Awaitable[Sequence[Result | DeadlineExceeded]]]
+"""Answers one result for each query, in order; DeadlineExceeded where its caller does not wait any more."""
+
+
+class Budget(Protocol[Query_contra]):
+    """Bounds batches by their work."""
+
+    def work(self, query: Query_contra, /) -> float:
+        """What a query costs."""
+        ...
+
+    def room(self, left_s: float, /) -> float:
+        """What a batch may cost whose earliest deadline is so near."""
+        ...
+
+
+def by_query(serve: Callable[[Sequence[Query]], Awaitable[Sequence[Result]]]) -> "Serve[Query, Result]":
+    """Serves with what looks at no deadline."""
+
+    async def serve_all(batch: Sequence[Waiting[Query]]) -> Sequence[Result]:
+        return await serve([one.query for one in batch])
+
+    return serve_all
 
 
 class Batcher(Generic[Query, Result]):
     """Serves queries in batches; knows nothing of what they are.
 
-    Order is kept; a batch holds at most `cap`; cancelled and expired queries drop out before work; an answer of the
-    wrong length fails the batch; a batch that fails is served again one by one, so that a failing query fails alone.
+    Order is kept; a batch holds at most `cap`, and more than one only as far as the budget has room. Cancelled and
+    expired queries drop out before work, and what comes after its deadline is no answer. An answer of the wrong length
+    fails the batch; a batch that fails is served again one by one, so that a failing query fails alone.
     """
 
-    def __init__(self, serve: Callable[[Sequence[Query]], Awaitable[Sequence[Result]]], *, cap: int) -> None:
-        """Batches for `serve`, which answers one result per query, in order."""
+    def __init__(self, serve: "Serve[Query, Result]", *, cap: int, budget: Budget[Query] | None = None) -> None:
+        """Batches for `serve`."""
         self._serve = serve
         self._cap = cap
-        self._waiting: deque[_Waiting[Query, Result]] = deque()
+        self._budget = budget
+        self._waiting: deque[Waiting[Query]] = deque()
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
     async def submit(self, query: Query, *, deadline: float) -> Result:
-        """The result for one query; `deadline` is in `time.monotonic()` seconds."""
+        """The result for one query; `deadline` is in `time.monotonic()` seconds.
+
+        Raises:
+            DeadlineExceeded: it passed before the result was there.
+        """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(query=query, deadline=deadline, future=future))
+        self._waiting.append(Waiting(query=query, deadline=deadline, future=future))
         self._idle.clear()
         self._work.set()
         return await future
@@ -76,22 +115,28 @@ class Batcher(Generic[Query, Result]):
             await asyncio.sleep(0)
             idle_turns, seen = idle_turns + 1 if len(self._waiting) == seen else 0, len(self._waiting)
 
-    def _cut(self) -> list[_Waiting[Query, Result]]:
-        batch: list[_Waiting[Query, Result]] = []
-        now = time.monotonic()
+    def _cut(self) -> list[Waiting[Query]]:
+        """The next batch. Who comes later in it costs those before time, which their deadlines must have."""
+        batch: list[Waiting[Query]] = []
+        now, soonest, work, room = time.monotonic(), math.inf, 0.0, math.inf
         while self._waiting and len(batch) < self._cap:
-            one = self._waiting.popleft()
-            if one.future.done():
-                continue  # cancelled while it waited
-            if one.deadline <= now:
+            one = self._waiting[0]
+            if one.wanted(now):
+                work += 0.0 if self._budget is None else self._budget.work(one.query)
+                if batch and work > room:
+                    break
+                batch.append(one)
+                if self._budget is not None and one.deadline < soonest:
+                    soonest = one.deadline
+                    room = self._budget.room(soonest - now)
+            elif not one.future.done():  # else it was cancelled while it waited
                 one.future.set_exception(DeadlineExceeded("the deadline passed while the request was queued"))
-                continue
-            batch.append(one)
+            self._waiting.popleft()
         return batch
 
-    async def _settle(self, batch: list[_Waiting[Query, Result]]) -> None:
+    async def _settle(self, batch: list[Waiting[Query]]) -> None:
         try:
-            results = await self._serve([one.query for one in batch])
+            results = await self._serve(batch)
         except asyncio.CancelledError as error:
             if cancelling.asked_for():
                 raise
@@ -103,14 +148,23 @@ class Batcher(Generic[Query, Result]):
         if len(results) != len(batch):
             await self._settle_failed(batch, RuntimeError(f"{len(results)} results for {len(batch)} queries"))
             return
+        now = time.monotonic()
         for one, result in zip(batch, results, strict=True):
-            if not one.future.done():
+            if one.future.done():
+                continue
+            if isinstance(result, DeadlineExceeded):
+                one.future.set_exception(result)
+            elif one.deadline <= now:
+                one.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+            else:
                 one.future.set_result(result)
 
-    async def _settle_failed(self, batch: list[_Waiting[Query, Result]], error: Exception) -> None:
+    async def _settle_failed(self, batch: list[Waiting[Query]], error: Exception) -> None:
         if len(batch) > 1:
             for one in batch:
-                if not one.future.done():
+                if one.wanted(time.monotonic()):
                     await self._settle([one])
+                elif not one.future.done():
+                    one.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
         elif not batch[0].future.done():
             batch[0].future.set_exception(error)

@@ -76,12 +76,16 @@ def serve(
     metrics_port: Annotated[int | None, typer.Option(help=setting("metrics_port"))] = None,
     workers: Annotated[int | None, typer.Option(help=setting("workers"))] = None,
     admission_limit: Annotated[int | None, typer.Option(help=setting("admission_limit"))] = None,
+    batch_ms: Annotated[float | None, typer.Option(help=setting("batch_ms"))] = None,
+    read_budget_ms: Annotated[float | None, typer.Option(help=setting("read_budget_ms"))] = None,
     surfaces: Annotated[Path | None, typer.Option(help=setting("surfaces"))] = None,
     preset: Annotated[str | None, typer.Option(help=setting("preset"))] = None,
     tls_cert: Annotated[Path | None, typer.Option(help=setting("tls_cert"))] = None,
     tls_key: Annotated[Path | None, typer.Option(help=setting("tls_key"))] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help=setting("tls_client_ca"))] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help=setting("insecure"))] = None,
+    drill_work_ms: Annotated[float | None, typer.Option(help=setting("drill_work_ms"))] = None,
+    drill_sleep_ms: Annotated[float | None, typer.Option(help=setting("drill_sleep_ms"))] = None,
     check: Annotated[bool, typer.Option("--check", help="Load everything, say what is in force, and exit.")] = False,
     state: StateOption = None,
     redis: RedisOption = None,
@@ -107,12 +111,16 @@ def serve(
         metrics_port=metrics_port,
         workers=workers,
         admission_limit=admission_limit,
+        batch_ms=batch_ms,
+        read_budget_ms=read_budget_ms,
         surfaces=surfaces,
         preset=preset,
         tls_cert=tls_cert,
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         insecure=insecure,
+        drill_work_ms=drill_work_ms,
+        drill_sleep_ms=drill_sleep_ms,
         state=state,
         redis=redis,
         prefix=prefix,
@@ -223,6 +231,9 @@ def main() -> None:
 def _warn(settings: Settings) -> None:
     if settings.insecure and settings.tls_cert is None and not settings.on_loopback:
         typer.secho(f"plain text on {settings.host}: tokens and pages can be read on their way", fg="yellow", err=True)
+    for name in settings.drills:
+        told = f"a drill is on: {name} = {getattr(settings, name):g}; pages are slow on purpose"
+        typer.secho(told, fg="red", err=True)
 
 
 def _announce(endpoints: Endpoints) -> None:

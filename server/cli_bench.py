@@ -47,6 +47,9 @@ def bench(
         bool,
         typer.Option("--h2load", help="Instead: requests/s by h2load, where it is installed, beside our own load."),
     ] = False,
+    overload: Annotated[
+        bool, typer.Option("--overload", help="Instead: what a slowed server does at twice its knee; 5 minutes.")
+    ] = False,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds over all cases; under 5 is no figure to quote.")
     ] = None,
@@ -67,12 +70,12 @@ def bench(
     (with --quotable: in too many runs). The first run makes a synthetic world, trains on it and keeps it in `bench/` of
     --state (at 100,000 items a minute).
 
-    Examples: mantel bench, mantel bench --quick, mantel bench --quotable --svg bench.svg, mantel bench --stages --json
+    Examples: mantel bench, mantel bench --quick, mantel bench --quotable --svg bench.svg, mantel bench --overload
     """
     from loadtest.contest import rules
     from loadtest.contest_tries import repeated
     from loadtest.stages import Plan
-    from server import cli_contest_h2load, cli_contest_report, cli_contest_sweep_report, face, reports
+    from server import cli_contest_h2load, cli_contest_report, cli_contest_sweep_report, cli_overload, face, reports
     from server.cli_contest import KINDS, field, raced, sought
     from server.cli_contest_sweeps import sweeps, swept
 
@@ -90,6 +93,11 @@ def bench(
         with alone, face.progress(quiet=silent, still=True) as tell:
             capacity = cli_contest_h2load.measured(on, plan, tell)
         raise typer.Exit(cli_contest_h2load.show(conditions(on, begun), capacity, as_json=json_))
+    if overload:
+        beyond = cli_overload.rules_of(quick=quick, rounds=rounds, seconds=seconds)
+        with alone, face.progress(quiet=silent, still=True) as tell:
+            held = cli_overload.driven(on, beyond, tell)
+        raise typer.Exit(cli_overload.show(conditions(on, begun), held, beyond, as_json=json_))
     with alone, face.progress(quiet=silent, still=True) as tell:
         with field(on) as everybody:
             if knee:

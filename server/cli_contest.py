@@ -123,6 +123,13 @@ def contestant(name: str, one: Serving, asked: tuple[bytes, ...]) -> Contestant:
     return _grpc(name, one.port, one.workers, asked, one.token)
 
 
+def gets_home(port: int, asked: tuple[bytes, ...], token: str, headers: Sequence[tuple[str, str]] = ()) -> Target:
+    """A port whose pages are asked for, with a token unless it is empty."""
+    bearer = [("authorization", f"Bearer {token}")] if token else []
+    connect_ = partial(GrpcConnection, f"{HOST}:{port}", GET_HOME, [*bearer, *headers])
+    return Target(host=HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
+
+
 def told(live: Books) -> Mapping[str, float]:
     """What runs, as conditions tell it."""
     return asdict(live.live) | {"eligible": live.eligible}
@@ -163,10 +170,7 @@ def _twin_stages(port: int) -> Mapping[str, float]:
 
 
 def _grpc(name: str, port: int, pids: frozenset[int], asked: tuple[bytes, ...], token: str) -> Contestant:
-    headers = [("authorization", f"Bearer {token}")] if token else []
-    connect_ = partial(GrpcConnection, f"{HOST}:{port}", GET_HOME, headers)
-    target = Target(host=HOST, port=port, connect=connect_, requests=asked, shares_connections=True)
-    return Contestant(name=name, target=target, pids=pids)
+    return Contestant(name=name, target=gets_home(port, asked, token), pids=pids)
 
 
 def _http(name: str, port: int, pids: frozenset[int], names: Sequence[str], token: str) -> Contestant:

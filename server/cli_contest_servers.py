@@ -41,7 +41,7 @@ class Ours:
     requests: tuple[bytes, ...]  # what it is asked, in turn
     preset: str = "full"
     workers: int = 1
-    settings: Mapping[str, str] = field(default_factory=dict)  # by name, in place of their defaults
+    settings: Mapping[str, str] = field(default_factory=dict)  # by name, in place of the bench's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +70,11 @@ def serving(ours: Ours, cores: tuple[int, int], *, room: Path) -> Iterator[Servi
             "surfaces": str(SHELVES),
             "preset": ours.preset,
             "workers": str(ours.workers),
-            "admission-limit": str(NO_LIMIT),
             **dict.fromkeys(("port", "control-port", "metrics-port"), "0"),
         }
+        settings = {"admission_limit": str(NO_LIMIT), **ours.settings}
         log = room.with_name(f"{room.name}.log")
-        with running(state, flags, log=log, settings=ours.settings) as endpoints:
+        with running(state, flags, log=log, settings=settings) as endpoints:
             workers = frozenset(beat.pid for beat in _all_ready(state, ours.workers))
             ready_s = min(map(machine.age, workers))
             family = {endpoints.pid, *children_of(endpoints.pid)}

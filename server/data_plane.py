@@ -93,6 +93,7 @@ class DataPlane:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.transport.stop(0)
+            self.metrics.flush()
             self.served_log.flush()
             await asyncio.to_thread(self.served_log.close)
             await self.store.close()

@@ -9,14 +9,16 @@ import numpy as np
 from features.keys import hash64
 from features.snapshot import FOREVER, Snapshot
 from protos.home.v1 import home_pb2
+from ranking.lines import SEARCHED
 from ranking.params import DIVERSITY, INDEX
-from ranking.surfaces import RESERVE, Surface
+from ranking.surfaces import RESERVE, ShelfSpec, Surface
 from ranking.types import Degraded, Fate, Home, TracedLine
 from server.codec import item_id_of
 
 UNKNOWN: Final = ("unknown", "retrieve", "the catalogue has no such item")
 UNDRAWN: Final = ("no_line", "draw", "what fills this shelf (taste, plays, genres) is not known of the listener")
 BLIND: Final = "nobody can say what the listener hid, so only popular and editorial shelves are served"
+NARROWED: Final = "the deadline was too short for shelves that need a search"
 UNFOUND: Final = ("not_retrieved", "retrieve", "it is not among the candidates of this shelf")
 # fate -> the stage that marks it, and why, as a person reads it
 SENTENCES: Final[Mapping[Fate, tuple[str, str]]] = {
@@ -55,14 +57,20 @@ def told(home: Home, snapshot: Snapshot, surface: Surface, item_id: str) -> Iter
     for shelf in surface.shelves:
         line = lines.get(shelf.id)
         if line is None:
-            blind = Degraded.BLOCKLIST_UNKNOWN in home.degraded
-            yield _fate(item_id, *UNDRAWN[:2], f"{shelf.id}: {BLIND if blind else UNDRAWN[2]}")
+            yield _fate(item_id, *UNDRAWN[:2], f"{shelf.id}: {_undrawn(shelf, home)}")
         elif len(places := np.flatnonzero(line.rows == row)):
             yield _met(item_id, line, int(places[0]), home, snapshot)
         elif line.refused is not Fate.KEPT:
             yield _refused(item_id, row, line, home, snapshot)
         else:
             yield _fate(item_id, *UNFOUND[:2], f"{shelf.id}: {UNFOUND[2]}{_shortfall(line, row, snapshot)}")
+
+
+def _undrawn(shelf: ShelfSpec, home: Home) -> str:
+    if Degraded.BLOCKLIST_UNKNOWN in home.degraded:
+        return BLIND
+    narrowed = Degraded.DEADLINE_SHORT in home.degraded and shelf.source in SEARCHED
+    return NARROWED if narrowed else UNDRAWN[2]
 
 
 def dropped(home: Home, snapshot: Snapshot, item_ids: Iterable[str]) -> Iterator[home_pb2.ItemFate]:

@@ -88,6 +88,21 @@ class Guard:
             for method in service.methods
         }
 
+    def refusal(self, path: str, metadata: Sequence[tuple[str, str | bytes]]) -> status_pb2.Status | None:
+        """The status of a call for which there is no room, asked before its message is read; None: it may go on."""
+        service, _, method = path[1:].partition("/")
+        admission = self.admissions.get(service)
+        if admission is None:
+            return None
+        priority = priority_of(metadata)
+        try:
+            admission.check(priority)
+        except Shed as shed:
+            self.metrics.shed(priority.value)
+            self.metrics.handled(service, method, "RESOURCE_EXHAUSTED", 0.0)
+            return to_status(shed, secrets.token_hex(8))
+        return None
+
     def _handler(self, service: ServiceDescriptor, method: MethodDescriptor, role: Role, run: Method | None) -> Handler:
         kind = GetMessageClass(method.input_type)
         handled = partial(self.metrics.handled, service.full_name, method.name)

@@ -1,19 +1,16 @@
 """HomeService: prepare (validate, resolve), submit (the only wait), finish (encode)."""
 
-import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from google.protobuf.message import Message
 
-from features.errors import InvalidInput, NotFound, Unavailable
+from features.errors import InvalidInput, NotFound
 from features.keys import hash64
-from features.listener_store import ListenerStore
 from protos.home.v1 import home_pb2
-from ranking.home import assemble
-from ranking.offers import offered_to
 from ranking.surfaces import Surface
 from ranking.types import HomeQuery
 from server import explain, fates
@@ -22,14 +19,10 @@ from server.codec import encode_home, encode_ranked, encode_shelf
 from server.experiments import Experiments
 from server.guard import Call
 from server.logs import RequestLog
-from server.metrics import Metrics
 from server.page_tokens import Reader
 from server.paging import Paging
-from server.placements import Placements
-from server.promotions import PromotionBooks
-from server.pulse import Pulse
 from server.queries import DEFAULT_SURFACE, to_query, to_rank_query, to_shelf_query, to_turn
-from server.served import Batch, Served
+from server.served import Served
 from server.served_log import ServedLog
 from server.snapshots import Snapshots
 
@@ -53,7 +46,7 @@ class HomeService:
         if request.page_token:
             return await self._turned(request, call)
         query = to_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        return await self._first(request, query, reader, call, encode_home)
+        return await self._first(request, query, reader, _in_time(call, query), encode_home)
 
     async def get_shelf(self, request: home_pb2.GetShelfRequest, call: Call) -> bytes:
         """One shelf, from its top or from a page token on."""
@@ -61,12 +54,12 @@ class HomeService:
         if request.page_token:
             return await self._turned(request, call)
         query = to_shelf_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        return await self._first(request, query, reader, call, encode_shelf)
+        return await self._first(request, query, reader, _in_time(call, query), encode_shelf)
 
     async def rank_items(self, request: home_pb2.RankItemsRequest, call: Call) -> bytes:
         """The caller's own candidates, filtered, scored and diversified; what is dropped is told."""
         query = to_rank_query(request, self.surfaces, call.principal, self.experiments.assigner, now=int(self.now()))
-        served = await self._submit(query, call)
+        served = await self._submit(query, _in_time(call, query))
         if query.near and served.snapshot.rows_of(np.array([query.near], np.uint64))[0] < 0:
             raise NotFound("query_item_id: the catalogue has no such item")
         dropped = fates.dropped(served.home, served.snapshot, request.item_ids)
@@ -134,41 +127,7 @@ class HomeService:
         return served
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HomeBatches:
-    """Serves a batch: one read of Redis, one run of the core."""
-
-    store: ListenerStore
-    snapshots: Snapshots
-    experiments: Experiments
-    promotions: PromotionBooks
-    placements: Placements
-    metrics: Metrics
-    pulse: Pulse
-
-    async def serve(self, queries: Sequence[HomeQuery]) -> list[Served]:
-        """Pages for queries, all from one snapshot.
-
-        Raises:
-            Unavailable: no snapshot was published yet.
-        """
-        snapshot = self.snapshots.current
-        if snapshot is None:
-            raise Unavailable("no snapshot is published yet")
-        started = time.perf_counter()
-        frames = await self.store.read([query.user_id for query in queries], snapshot)
-        read_s = time.perf_counter() - started
-        listeners = frames.decoded(snapshot)
-        by = self.promotions.bound_to(snapshot)
-        promotions = None if by is None else offered_to(by.promotions, listeners)
-        with self.pulse.computing():
-            homes, trace = assemble(tuple(queries), listeners, snapshot, promotions=promotions, clock=time.perf_counter)
-        homes = self.promotions.mark(self.experiments.mark_stale(self.snapshots.mark_stale(homes)), by)
-        both = zip(queries, homes, strict=True)
-        shown = [(query.surface.name, home) for query, home in both if not query.explained]
-        later = asyncio.get_running_loop().call_later  # after the responses
-        later(0, self.metrics.served, shown, read_s, trace)
-        if by is not None and len(trace.eligible):
-            later(0, self.placements.served, queries, homes, trace.eligible, by)
-        batch = Batch(snapshot=snapshot, frames=frames, promoted_by=by, read_s=read_s, trace=trace)
-        return [Served(home=home, batch=batch, place=place) for place, home in enumerate(homes)]
+def _in_time(call: Call, query: HomeQuery) -> Call:
+    """The call with the deadline of its surface, where that is sooner."""
+    within_s = query.surface.deadline_s
+    return call if math.isinf(within_s) else replace(call, deadline=min(call.deadline, time.monotonic() + within_s))

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranking.compiled import compiled
+from features.compiled import compiled
 
 _MORE: Final = 128  # of a varint's byte: another follows
 

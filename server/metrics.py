@@ -2,10 +2,16 @@
 
 The names of the gRPC instruments are those that existing dashboards and alerts use. With several workers each writes
 its own files into the directory that PROMETHEUS_MULTIPROC_DIR names before this module is imported.
+
+An instrument takes 2 us for each change, and a page alone would change 40. So what calls and batches tell is noted, and
+handed to the instruments ten times a second.
 """
 
+import asyncio
+from bisect import bisect_left
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import Thread
@@ -13,11 +19,23 @@ from typing import Final
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, multiprocess, start_wsgi_server
+from prometheus_client.registry import Collector
 
 from ranking.types import Degraded, Fate, Home, Trace
 
 SECONDS: Final = (0.0005, 0.001, 0.002, 0.003, 0.006, 0.010, 0.015, 0.025, 0.040, 0.060, 0.1, 0.25, 1.0)
+NOTED_S: Final = 0.1  # that what is noted waits at most
 STAGE_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016, 0.003, 0.006, 0.012, 0.025, 0.1)
+
+
+class _Histogram(Histogram):
+    """A histogram that takes many amounts at once."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """As to observe each."""
+        self._sum.inc(sum(amounts))
+        for place, number in Tally(bisect_left(self._upper_bounds, amount) for amount in amounts).items():
+            self._buckets[place].inc(number)
 
 
 class Metrics:
@@ -26,17 +44,21 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         """Registers every instrument with a registry of its own, unless one is given."""
         registry = CollectorRegistry() if registry is None else registry
+        registry.register(_Before(self.flush))  # first: who looks into this registry sees all
+        self._calls: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+        self._batches: list[tuple[Sequence[tuple[str, Home]], float, Trace]] = []
+        self._due = False
         method = ("grpc_service", "grpc_method")
         self._handled = Counter(
             "grpc_server_handled_total", "Calls ended, by status.", (*method, "grpc_code"), registry=registry
         )
-        self._handling = Histogram(
+        self._handling = _Histogram(
             "grpc_server_handling_seconds", "Seconds per call.", method, buckets=SECONDS, registry=registry
         )
-        self._stage = Histogram(
+        self._stage = _Histogram(
             "mantel_stage_seconds", "Seconds per batch and stage.", ("stage",), buckets=STAGE_SECONDS, registry=registry
         )
-        self._batch = Histogram(
+        self._batch = _Histogram(
             "mantel_batch_size", "Requests per batch.", buckets=(1, 2, 4, 8, 12, 16, 32, 64), registry=registry
         )
         self._pages = Counter("mantel_pages_total", "Pages served, by surface.", ("surface",), registry=registry)
@@ -105,6 +127,17 @@ class Metrics:
         self._registry = registry
 
     @cached_property
+    def _drill(self) -> Gauge:
+        """Declared with the first drill: a server without one has no such sample to alarm by."""
+        return Gauge(
+            "mantel_drill_seconds",
+            "What this server is told to suffer, by kind: work of each page, sleep of each batch.",
+            ("kind",),
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+
+    @cached_property
     def _published(self) -> Gauge:
         """Declared with the first snapshot: the zero of a process without one would be the least of all."""
         return Gauge(
@@ -116,31 +149,58 @@ class Metrics:
 
     def handled(self, service: str, method: str, code: str, seconds: float) -> None:
         """A call has ended."""
-        self._handled.labels(service, method, code).inc()
-        self._handling.labels(service, method).observe(seconds)
+        self._calls[service, method, code].append(seconds)
+        self._flush_soon()
 
-    def served(self, homes: Iterable[tuple[str, Home]], read_s: float, trace: Trace) -> None:
+    def served(self, homes: Sequence[tuple[str, Home]], read_s: float, trace: Trace) -> None:
         """A batch of pages, each with its surface's name, has been assembled."""
-        pages, placed, fates = Tally[str](), Tally[str](), Tally[Fate]()  # an instrument takes 2 us for each change
-        for surface, home in homes:
-            pages[surface] += 1
-            placed[surface] += len(home.placed)
-            if home.cold_start:
-                self._cold.inc()
-            if not home.shelves:
-                self._empty.inc()
-            for reason in home.degraded:
-                self._degraded.labels(reason.value).inc()
-            fates.update(home.fates)
+        self._batches.append((homes, read_s, trace))
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_later(NOTED_S, self.flush)
+
+    def flush(self) -> None:
+        """Hands to the instruments what was noted."""
+        self._due = False
+        calls, self._calls = self._calls, defaultdict(list)
+        batches, self._batches = self._batches, []
+        for (service, method, code), seconds in calls.items():
+            self._handled.labels(service, method, code).inc(len(seconds))
+            self._handling.labels(service, method).observe_all(seconds)
+        if batches:
+            self._count(batches)
+
+    def _count(self, batches: Sequence[tuple[Sequence[tuple[str, Home]], float, Trace]]) -> None:
+        """Pages and what they are made of, and how long it took."""
+        pages, placed, fates, degraded = Tally[str](), Tally[str](), Tally[Fate](), Tally[str]()
+        stages = defaultdict[str, list[float]](list)
+        cold, empty = 0, 0
+        for homes, read_s, trace in batches:
+            for surface, home in homes:
+                pages[surface] += 1
+                placed[surface] += len(home.placed)
+                cold += home.cold_start
+                empty += not home.shelves
+                degraded.update(reason.value for reason in home.degraded)
+                fates.update(home.fates)
+            for stage, seconds in (("read", read_s), *trace.stages):
+                stages[stage].append(seconds)
+        self._cold.inc(cold)
+        self._empty.inc(empty)
         for surface, number in pages.items():
             self._pages.labels(surface).inc(number)
         for surface, number in (+placed).items():
             self._promoted.labels(surface).inc(number)
+        for reason, number in degraded.items():
+            self._degraded.labels(reason).inc(number)
         for fate, number in fates.items():
             self._fates.labels(fate.name.lower()).inc(number)
-        self._batch.observe(pages.total())
-        for stage, seconds in (("read", read_s), *trace.stages):
-            self._stage.labels(stage).observe(seconds)
+        self._batch.observe_all([len(homes) for homes, _, _ in batches])
+        for stage, took in stages.items():
+            self._stage.labels(stage).observe_all(took)
 
     def recorded(self, events: Iterable[tuple[str, str]]) -> None:
         """Events, each with its kind and result, have been answered."""
@@ -207,6 +267,10 @@ class Metrics:
         """A call was refused for want of room."""
         self._shed.labels(priority).inc()
 
+    def drilled(self, kind: str, seconds: float) -> None:
+        """A drill of this kind is on."""
+        self._drill.labels(kind).set(seconds)
+
     def lagged(self, seconds: float) -> None:
         """The event loop ran this late."""
         self._lag.set(seconds)
@@ -217,6 +281,22 @@ def expose(folder: Path, host: str, port: int) -> tuple[WSGIServer, Thread]:
     registry = _LivingOnly(folder)
     server, thread = start_wsgi_server(port, addr=host, registry=registry)
     return server, thread
+
+
+class _Before(Collector):
+    """Does something before a registry is collected."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing; asked for in place of a collection."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing of its own."""
+        self._do()
+        return ()
 
 
 class _LivingOnly(CollectorRegistry):

@@ -19,6 +19,7 @@ OF_THE_CORE: Final = frozenset(
         Degraded.RETRIEVAL_PARTIAL,
         Degraded.RETRIEVAL_DOWN,
         Degraded.BLOCKLIST_UNKNOWN,
+        Degraded.DEADLINE_SHORT,
     }
 )
 """Reasons that a page is made again with; the others tell of the worker and its clock."""

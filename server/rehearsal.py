@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import one_at_a_time
 from features.errors import SnapshotRefused
 from features.listeners import ListenerRecord, decode, encode
 from features.recent_state import Did, encode_entry
 from features.snapshot import Snapshot
-from ranking.compiled import one_at_a_time
 from ranking.filters import permitted
 from ranking.history import DAY_S
 from ranking.home import assemble

@@ -34,6 +34,7 @@ from server.version import VERSION
 
 KEPT: Final = 4  # snapshots, books and surfaces files that stay loaded
 _RETRIEVAL: Final = {"RETRIEVAL_PARTIAL", "RETRIEVAL_DOWN"}
+_NARROWED: Final = "DEADLINE_SHORT"  # of a page whose query was narrowed, and of no other
 
 Records = Callable[[str, str], bytes | None]  # user id, space id: what is stored of the listener in that space
 
@@ -114,12 +115,13 @@ class Replayer:
         """
         if sample.program != VERSION:
             raise Unreplayable(f"served by version {sample.program} of this program, this is {VERSION}")
-        if _RETRIEVAL & set(read_page(sample.page)["degraded"]):
+        degraded = set(read_page(sample.page)["degraded"])
+        if _RETRIEVAL & degraded:
             raise Unreplayable("a search failed when it was served")
         served = self.snapshot(sample.versions.snapshot)
         snapshot = change.snapshot or served
         frames = self._frames(sample, served, change)
-        query = self._query(sample, change.assigner)
+        query = replace(self._query(sample, change.assigner), narrow=_NARROWED in degraded)
         if change.settings:
             query = explain.what_if(query, change.settings)
         listeners, by = frames.decoded(snapshot), self._promoted_by(sample, change.promotions, snapshot)

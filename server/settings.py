@@ -39,7 +39,20 @@ class Settings(BaseSettings):
         default="", description="preset in place of every surface's own: plain or full, as the file says"
     )
     batch_cap: int = Field(default=16, ge=1, le=64, description="most requests in one batch")
-    redis_timeout_ms: float = Field(default=20.0, gt=0, description="wait for one read of listeners")
+    batch_ms: float = Field(
+        default=8.0,
+        gt=0,
+        description="processor time that one batch may use, as predicted from those before; one request always goes",
+    )
+    redis_timeout_ms: float = Field(
+        default=20.0, gt=0, description="wait for plans of later pages; then none are offered, or turned"
+    )
+    read_budget_ms: float = Field(
+        default=3.0,
+        gt=0,
+        description="wait of a batch for its listeners, without what the worker computes meanwhile; then its pages are"
+        " made without them (LISTENER_LATE)",
+    )
     event_timeout_ms: float = Field(default=1000.0, gt=0, description="wait for events to reach the store's disk")
     event_stream_max: int = Field(
         default=100_000, ge=500, description="most events in each of 64 streams; beyond, events are refused"
@@ -68,10 +81,16 @@ class Settings(BaseSettings):
     admission_limit: int = Field(
         default=0, ge=0, le=2048, description="calls for pages under way at once in a worker; 0: found by their latency"
     )
-    admission_least: int = Field(default=8, ge=1, le=2048, description="the least that a found limit may be")
+    admission_least: int = Field(default=4, ge=1, le=2048, description="the least that a found limit may be")
     admission_most: int = Field(default=512, ge=1, le=2048, description="the most that a found limit may be")
     admission_target_ms: float = Field(
-        default=12.0, gt=0, description="mean latency of pages up to which the limit may grow"
+        default=10.0, gt=0, description="mean latency of pages that the limit settles at under overload"
+    )
+    drill_work_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="for tests and drills: processor time that each page costs more"
+    )
+    drill_sleep_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="for tests and drills: how much longer each batch of pages takes"
     )
     poll_s: float = Field(default=1.0, gt=0, description="seconds between looks at the pointers")
     drain_s: float = Field(default=0.3, ge=0, description="seconds between NOT_SERVING and closing the port")
@@ -129,6 +148,11 @@ class Settings(BaseSettings):
         return most
 
     @property
+    def drills(self) -> tuple[str, ...]:
+        """The drills that are on, by name."""
+        return tuple(name for name in ("drill_work_ms", "drill_sleep_ms") if getattr(self, name))
+
+    @property
     def on_loopback(self) -> bool:
         """Whether the ports can be reached from this machine only."""
         return self.host in _LOOPBACK
@@ -155,6 +179,8 @@ def load_settings(**flags: Any) -> Settings:
         raise InvalidInput(("tls_client_ca", "client certificates need --tls-cert and --tls-key too"))
     if not settings.on_loopback and settings.tls_cert is None and not settings.insecure:
         raise InvalidInput(("host", f"{settings.host} without TLS: give --tls-cert and --tls-key, or --insecure"))
+    if settings.drills and not settings.on_loopback:
+        raise InvalidInput(*((name, f"is for loopback only, not for {settings.host}") for name in settings.drills))
     _try_certificates(settings)
     return settings
 

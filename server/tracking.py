@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.compiled import compiled
 from features.events import Seen
-from ranking.compiled import compiled
 from server.signing import SigningKey, SigningKeys
 
 VERSION: Final = 1

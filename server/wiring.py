@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from features.archive import SURFACES, Archive
 from features.books import BookReader, BookShelf
 from features.errors import InvalidInput, SnapshotRefused, WrongState
 from features.event_store import EventStore, Recorded
+from features.index import use_one_thread
 from features.keys import Keys
 from features.listener_store import ListenerStore
 from features.page_store import Allowance, Found, PageStore
@@ -33,14 +35,17 @@ from protos.promotions.v1 import promotions_pb2
 from ranking.surfaces import DEFAULT_SURFACES, load_surfaces
 from server.admin_service import AdminService
 from server.admission import Admission, Bounds
-from server.batching import Batcher
+from server.batching import Batcher, by_query
+from server.budget import Budget
 from server.data_plane import DataPlane
+from server.drill import drill_of
 from server.event_service import EventService
 from server.experiment_service import ExperimentService
 from server.experiments import KIND, Experiments
 from server.guard import Guard, Table
 from server.hides import Hides
-from server.home_service import HomeBatches, HomeService
+from server.home_batches import HomeBatches
+from server.home_service import HomeService
 from server.identity import Identities, Role, load_identities
 from server.listener_service import ListenerService
 from server.logs import RequestLog
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
     from server.served import Served
 
 EVENT_CALLS: Final = 64  # that share one round trip and one write to disk
+GIVEN_UP: Final = 20  # times its budget that a read keeps its connection, should the store still answer
 PAGE_CALLS: Final = 64  # plans kept and found in one round trip
 ADMIN_TIMEOUT_S: Final = 2.0
 ADMIN_DEADLINE_S: Final = 30.0  # at least, for calls that bring none: verifying a snapshot takes its time
@@ -81,7 +87,7 @@ def data_plane(  # the edges of a process
     """A worker's data plane, not started; `shared_port` where other processes listen on the same port."""
     pulse = pulse or Pulse()
     state, keys = State(settings.state), Keys(prefix=settings.prefix)
-    store = ListenerStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
+    store = ListenerStore(redis_url, keys, timeout_s=GIVEN_UP * settings.read_budget_ms / 1000)
     file = settings.surfaces or DEFAULT_SURFACES
     surfaces = load_surfaces(file, settings.preset)
     archive = Archive(state.served_versions, state.served_samples)
@@ -116,7 +122,9 @@ def data_plane(  # the edges of a process
         max_age_s=settings.promotions_max_age_s,
         archive=archive,
     )
+    admissions = _admissions(settings)
     placements = Placements(promotion_store, metrics, every_s=settings.placements_flush_s)
+    budget = Budget(batch_s=settings.batch_ms / 1000, read_s=settings.read_budget_ms / 1000)
     batches = HomeBatches(
         store=store,
         snapshots=snapshots,
@@ -125,11 +133,15 @@ def data_plane(  # the edges of a process
         placements=placements,
         metrics=metrics,
         pulse=pulse,
+        budget=budget,
+        drill=drill_of(settings, metrics),
+        pressed=lambda: admissions[HOME].pressed,
+        aside=ThreadPoolExecutor(1, "mantel-core", initializer=use_one_thread),
     )
-    batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap)
+    batcher: Batcher[Any, Served] = Batcher(batches.serve, cap=settings.batch_cap, budget=budget)
     signing = SigningFile(state, settings.signing_keys)
     page_store = PageStore(redis_url, keys, timeout_s=settings.redis_timeout_ms / 1000)
-    page_batcher: Batcher[Any, Found] = Batcher(page_store.serve, cap=PAGE_CALLS)
+    page_batcher: Batcher[Any, Found] = Batcher(by_query(page_store.serve), cap=PAGE_CALLS)
     paging = Paging(
         batcher=page_batcher,
         keys=signing,
@@ -155,7 +167,7 @@ def data_plane(  # the edges of a process
         stream_max=settings.event_stream_max,
         recent_s=int(settings.recent_days * 86_400),
     )
-    event_batcher: Batcher[Any, Recorded] = Batcher(event_store.record, cap=EVENT_CALLS)
+    event_batcher: Batcher[Any, Recorded] = Batcher(by_query(event_store.record), cap=EVENT_CALLS)
     preferences = PreferenceStore(redis_url, keys)
     hides = Hides(store=preferences, snapshot=lambda: snapshots.current, now=time.time)
     events = EventService(
@@ -167,7 +179,6 @@ def data_plane(  # the edges of a process
         now=time.time,
     )
     identities = IdentityFile(settings)
-    admissions = _admissions(settings)
     guard = Guard(
         identities=identities,
         metrics=metrics,

@@ -128,6 +128,7 @@ def settings_for(state: State, **changes: Any) -> Settings:
     defaults: dict[str, Any] = {
         "state": state.path,
         "redis_timeout_ms": 2000.0,
+        "read_budget_ms": 2000.0,
         "default_deadline_ms": 20_000.0,
         "admission_limit": 2048,
         "poll_s": 0.05,

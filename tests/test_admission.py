@@ -29,7 +29,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["visible", "prefetch", "leave"]), st
 @given(steps=STEPS, least=st.integers(1, 8), more=st.integers(0, 40))
 @settings(deadline=None)
 def test_no_more_are_under_way_than_may_be(steps: list[tuple[str, float]], least: int, more: int) -> None:
-    """Whatever enters and leaves: the limit keeps its bounds, prefetch its half, and nobody is lost from the count."""
+    """Whatever enters and leaves: the limit keeps its bounds, prefetch its share, and nobody is lost from the count."""
     admission, inside, now = Admission(Bounds(least=least, most=least + more)), list[float](), 0.0
     for what, passed in steps:
         now += passed
@@ -37,7 +37,7 @@ def test_no_more_are_under_way_than_may_be(steps: list[tuple[str, float]], least
             if inside:
                 admission.leave(entered_at=inside.pop(0), now=now, answered=passed < 0.1)
         else:
-            room = admission.limit if what == "visible" else (admission.limit + 1) // 2
+            room = admission.limit if what == "visible" else -(-admission.limit * 2 // 5)
             fits = len(inside) < room
             if fits:
                 admission.enter(Priority(what))
@@ -135,7 +135,7 @@ LISTENER = home_pb2.GetHomeRequest(user_id="u0000001")
 @pytest_asyncio.fixture(loop_scope="session")
 async def narrow(published: Store) -> AsyncIterator[Served]:
     """The small world served to two calls at a time."""
-    async with serving(published.state, published.url, admission_limit=2, redis_timeout_ms=20_000.0) as one:
+    async with serving(published.state, published.url, admission_limit=2, read_budget_ms=20_000.0) as one:
         yield one
 
 

@@ -4,15 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features.errors import DeadlineExceeded
-from server.batching import Batcher
+from server.batching import Batcher, Budget, Waiting, by_query
 
-FAR = time.monotonic() + 3600
+HOUR_S = 3600
+FAR = time.monotonic() + 2 * HOUR_S
 
 
 class Doubling:
@@ -38,14 +40,31 @@ class Doubling:
 
 
 @asynccontextmanager
-async def running(serve: Doubling, *, cap: int = 16) -> AsyncIterator[Batcher[int, int]]:
+async def running(
+    serve: Doubling, *, cap: int = 16, budget: Budget[int] | None = None
+) -> AsyncIterator[Batcher[int, int]]:
     """A batcher at work."""
-    batcher = Batcher(serve, cap=cap)
+    batcher: Batcher[int, int] = Batcher(by_query(serve), cap=cap, budget=budget)
     work = asyncio.create_task(batcher.run())
     yield batcher
     work.cancel()
     with suppress(asyncio.CancelledError):
         await work
+
+
+class Rooms:
+    """A budget by which a query costs what it is, and a batch may cost what is left of its first hour in seconds."""
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+
+    def work(self, query: int) -> float:
+        """The query itself."""
+        return query
+
+    def room(self, left_s: float) -> float:
+        """The most, and less where the deadline is nearer than an hour."""
+        return self._most if left_s > HOUR_S else 2
 
 
 async def ask(batcher: Batcher[int, int], *queries: int, deadline: float = FAR) -> list[asyncio.Task[int]]:
@@ -102,6 +121,53 @@ async def test_order_is_kept_and_the_cap_holds(queries: list[int], cap: int) -> 
     ]
     chunks = [queries[start : start + cap] for start in range(0, len(queries), cap)]
     assert [batch for batch in serve.batches[1:] if len(batch) > 1] == [chunk for chunk in chunks if len(chunk) > 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(queries=st.lists(st.integers(0, 9), max_size=40), most=st.integers(-5, 30))
+async def test_a_batch_holds_what_its_budget_has_room_for(queries: list[int], most: int) -> None:
+    """As much as fits and no less, in order; one query always goes."""
+    serve = Doubling(gate=True)
+    async with running(serve, budget=Rooms(most)) as batcher:
+        first = await held(serve, batcher)
+        tasks = await ask(batcher, *queries)
+        serve.gate.set()
+        assert await results(first, *tasks) == [0, *(2 * query for query in queries)]
+    batches = serve.batches[1:]
+    assert [query for batch in batches for query in batch] == queries
+    assert all(sum(batch) <= most for batch in batches if len(batch) > 1)
+    assert all(sum(batch) + after[0] > most or len(batch) == 16 for batch, after in pairwise(batches))
+
+
+async def test_the_earliest_deadline_bounds_the_batch_behind_it() -> None:
+    """Who is in a hurry is served with those before them, and little is let in behind: others need no such haste."""
+    serve = Doubling(gate=True)
+    async with running(serve, budget=Rooms(100)) as batcher:
+        first = await held(serve, batcher)
+        before = await ask(batcher, 8, 9)
+        hurried = await ask(batcher, 1, deadline=time.monotonic() + HOUR_S / 2)
+        after = await ask(batcher, 3, 4)
+        serve.gate.set()
+        await results(first, *before, *hurried, *after)
+    assert serve.batches == [[0], [8, 9, 1], [3, 4]]
+
+
+async def test_an_answer_after_the_deadline_is_none() -> None:
+    """What is served while its deadline passes, and what serving itself gives up, end alike; others are answered."""
+
+    async def giving_up(batch: Sequence[Waiting[int]]) -> list[int | DeadlineExceeded]:
+        await asyncio.sleep(max(0, min(one.deadline for one in batch) - time.monotonic() + 0.01))
+        return [one.query or DeadlineExceeded("no time for it") for one in batch]
+
+    batcher: Batcher[int, int] = Batcher(giving_up, cap=16)
+    work = asyncio.create_task(batcher.run())
+    soon = time.monotonic() + 0.5
+    tasks = [asyncio.create_task(batcher.submit(one, deadline=at)) for one, at in ((1, soon), (0, FAR), (2, FAR))]
+    late, given_up, served = await results(*tasks)
+    work.cancel()
+    assert isinstance(late, DeadlineExceeded)
+    assert str(given_up) == "no time for it"
+    assert served == 2
 
 
 async def test_cancelled_queries_are_skipped() -> None:

@@ -111,6 +111,7 @@ def draw_query(rng: np.random.Generator, snapshot: Snapshot, user_id: str) -> Ho
         shelves=int(rng.integers(9)),
         session=int(rng.choice([0, 7])),
         seed=int(rng.integers(2**63)),
+        narrow=not rng.integers(4),
     )
 
 

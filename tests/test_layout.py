@@ -19,7 +19,7 @@ MAY_IMPORT_TOO = {  # they measure the core by itself, and behind another server
 }
 COMMAND_LINE = {f"server/{path.name}" for path in (ROOT / "server").glob("cli*.py")}
 DOORS = {
-    "numba": {"ranking/compiled.py"},
+    "numba": {"features/compiled.py"},
     "faiss": {"features/index.py", "features/offline/"},
     "prometheus_client": {"server/metrics.py"},
     "redis": {

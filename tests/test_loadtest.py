@@ -22,7 +22,6 @@ from loadtest.slo import load_slo
 from loadtest.traffic import EVENTS, NEXT, PAGE, PREFETCH, Mix
 from protos.client import Tls
 from protos.home.v1 import home_pb2
-from ranking.home import assemble
 from server.cli import app
 from server.cli_loadtest import _search
 from server.cli_under_test import listeners_of
@@ -115,18 +114,12 @@ def loadtest(store: Store, target: str, promise: Path, *words: str) -> subproces
     return mantel("loadtest", *state, *times, "--connections", "2", *words)
 
 
-async def test_the_exit_code_is_the_verdict(published: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """0: the promise is kept; 1, with the reason: each batch takes 30 ms more; 2: the generator is late."""
+async def test_the_exit_code_is_the_verdict(published: Store, tmp_path: Path) -> None:
+    """0: the promise is kept; 2: the generator is late; 1 is that of test_drill."""
     promise = tmp_path / "slo.toml"
     promise.write_text(f"rate = 30\np50_ms = 20000\nerrors = 0.0\nthin = 0.0\n{PATIENT}")
-    strict = tmp_path / "strict.toml"
-    strict.write_text(f"rate = 30\np50_ms = 29.0\n{PATIENT}")
     late = tmp_path / "late.toml"
     late.write_text("rate = 30\n[generator]\nlag_p50_ms = 0.000001\n")
-
-    def slower(*arguments: Any, **named: Any) -> Any:
-        time.sleep(0.03)
-        return assemble(*arguments, **named)
 
     async with serving(published.state, published.url) as served:
         report = tmp_path / "report.html"
@@ -138,10 +131,6 @@ async def test_the_exit_code_is_the_verdict(published: Store, tmp_path: Path, mo
         assert told["figures"]["codes"].keys() == {"OK"}
         assert {"page", "next page", "events"} <= told["figures"]["by_kind"].keys()
         assert "The promise is kept" in report.read_text()
-        monkeypatch.setattr("server.home_service.assemble", slower)
-        broken = await asyncio.to_thread(loadtest, published, served.target, strict)
-        assert broken.returncode == 1, broken.stderr
-        assert "the promise is broken: p50_ms is " in broken.stdout
         none = await asyncio.to_thread(loadtest, published, served.target, late)
         assert none.returncode == 2, none.stderr
         assert "no verdict: the generator sent half of its calls over" in none.stdout

@@ -99,7 +99,7 @@ def test_the_page_adds_up_all_workers(state: State, endpoints: Endpoints) -> Non
     names = ("grpc_server_handled_total", "grpc_server_handling_seconds_count", "mantel_pages_total")
     before = [scraped(endpoints, name) for name in names]
     call(state, endpoints, CALLS)
-    assert [scraped(endpoints, name) for name in names] == [count + CALLS for count in before]
+    eventually(lambda: [scraped(endpoints, name) for name in names] == [count + CALLS for count in before])
     assert scraped(endpoints, "mantel_snapshot_swaps_total") == 2
     assert scraped(endpoints, "mantel_snapshot_items") == 2000
     pointer = Pointer.from_bytes(state.pointer.read_bytes())
@@ -115,24 +115,25 @@ def test_calls_that_fail_are_counted_by_status(state: State, endpoints: Endpoint
     for _ in range(5):
         with pytest.raises(grpc.RpcError):
             call(state, endpoints, 1, user="no:listener")
-    assert scraped(endpoints, "grpc_server_handled_total", **labels) == before + 5
+    eventually(lambda: scraped(endpoints, "grpc_server_handled_total", **labels) == before + 5)
     with AdminClient(endpoints.control) as nobody, pytest.raises(grpc.RpcError):
         nobody.get_status()
     labels = {"grpc_service": "mantel.admin.v1.AdminService", "grpc_code": "UNAUTHENTICATED"}
-    assert scraped(endpoints, "grpc_server_handled_total", **labels) == 1
+    eventually(lambda: scraped(endpoints, "grpc_server_handled_total", **labels) == 1)
 
 
 def test_a_killed_worker_takes_no_count_with_it(state: State, endpoints: Endpoints) -> None:
     """Counters never go down; the gauges of the dead are gone, and the new worker's count goes on from there."""
+    before = scraped(endpoints, "mantel_pages_total") + CALLS
     call(state, endpoints, CALLS)
-    before = scraped(endpoints, "mantel_pages_total")
+    eventually(lambda: scraped(endpoints, "mantel_pages_total") == before)
     dead = min(workers(state))
     os.kill(dead, signal.SIGKILL)
     eventually(lambda: len(workers(state)) == 2 and dead not in workers(state))
     assert scraped(endpoints, "mantel_pages_total") == before
     assert not list(state.metrics.glob(f"gauge_live*_{dead}.db"))
     call(state, endpoints, CALLS)
-    assert scraped(endpoints, "mantel_pages_total") == before + CALLS
+    eventually(lambda: scraped(endpoints, "mantel_pages_total") == before + CALLS)
 
 
 def test_every_instrument_moves(state: State, endpoints: Endpoints, second: Path) -> None:

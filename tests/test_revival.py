@@ -27,7 +27,12 @@ def state(tmp_path: Path, built: Path) -> State:
 
 def _serve(state: State) -> None:
     settings = Settings(
-        state=state.path, port=0, control_port=0, metrics_port=0, redis_timeout_ms=10_000, default_deadline_ms=20_000
+        state=state.path,
+        port=0,
+        control_port=0,
+        metrics_port=0,
+        read_budget_ms=10_000,
+        default_deadline_ms=20_000,
     )
     with attached(state) as url:
         supervise(settings, redis_url=url, announced=lambda _: None, tend=partial(revive, state))

@@ -23,12 +23,16 @@ WRONG: dict[str, list[Any]] = {
     "metrics_port": [-1, 65_536],
     "workers": [0, 257, 1.5],
     "batch_cap": [0, 65],
+    "batch_ms": [0, "nan", "inf"],
+    "read_budget_ms": [0, "inf"],
     "redis_timeout_ms": [0, -1, "nan", "inf", "soon"],
     "event_timeout_ms": [0, "nan"],
     "event_stream_max": [499, "many"],
     "recent_days": [0, "inf"],
     "default_deadline_ms": [0, "inf"],
     "snapshot_max_age_h": [0],
+    "drill_work_ms": [-1, 1001, "nan"],
+    "drill_sleep_ms": [-1, 1001, "long"],
     "poll_s": [0, "nan"],
     "drain_s": [-1, "inf"],
     "grace_s": [-1],
@@ -133,6 +137,14 @@ def test_plain_text_beyond_loopback_must_be_wanted(tmp_path: Path) -> None:
         assert not load_settings(host=host, insecure=True).on_loopback
         assert not load_settings(host=host, tls_cert=files.chain, tls_key=files.key).on_loopback
     assert all(load_settings(host=host).on_loopback for host in ("127.0.0.1", "::1", "localhost"))
+
+
+def test_a_drill_is_refused_beyond_loopback() -> None:
+    """Whatever else is allowed there: nobody's pages shall be slow on purpose."""
+    for drill in ("drill_work_ms", "drill_sleep_ms"):
+        assert load_settings(**{drill: 2}).drills == (drill,)
+        assert refused(**{drill: 2}, host="192.0.2.1", insecure=True).keys() == {drill}
+    assert load_settings().drills == ()
 
 
 def test_a_certificate_and_its_key_go_together(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ WRONG = {
     SHELF.replace("home", "ho_me"): (1, "ho_me: String should match pattern"),
     f"[home]\nrows = 2\n{SHELF}": (2, "home.rows: Extra inputs are not permitted"),
     f"[home]\ndedupe = 1\n{SHELF}": (2, "home.dedupe: Input should be a valid boolean"),
+    f"[home]\ndeadline_ms = 0\n{SHELF}": (2, "home.deadline_ms: Input should be greater than 0"),
     SHELF.replace('id = "picked"\n', ""): (1, "home.shelves[0].id: Field required"),
     SHELF.replace('"picked"', "7"): (2, "home.shelves[0].id: Input should be a valid string"),
     SHELF.replace("picked", "Picked!"): (2, "home.shelves[0].id: String should match pattern"),
