@@ -16,7 +16,7 @@ from rich.text import Text
 
 from protos.home.v1 import home_pb2
 
-CARD_WIDTH = 28
+CARD_WIDTH = 29  # four in 120
 AS_TYPED: Mapping[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False}  # for text to copy
 
 
@@ -132,8 +132,8 @@ def _card(item: home_pb2.Item, captions: Mapping[str, str] | None) -> Panel:
     lines = [Text(item.title, "bold"), Text(item.subtitle, "dim")]
     if captions is not None:
         lines.append(Text(captions.get(item.item_id, ""), "italic"))
-    if item.HasField("promotion"):
-        lines.append(Text(f"promoted by {item.promotion.payer}", "yellow"))
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
+    if item.HasField("promotion"):
+        lines.append(Text(f"promoted by {item.promotion.payer}", "yellow"))  # wraps: who pays is never cut
     return Panel(Group(*lines), width=CARD_WIDTH, padding=(0, 1))
