@@ -348,6 +348,7 @@ def test_h2load_is_counted_by_the_server(built: Path, tmp_path: Path, monkeypatc
         assert "apt-get install nghttp2-client" in str(CliRunner().invoke(app, words).exception)
         pytest.skip("h2load is not installed")
     done = CliRunner().invoke(app, [*words, "--quick", "--in-flight", "8", "--json"])
+    assert done.exit_code in {0, 2}, done.exception
     for one in json.loads(done.stdout)["rows"]:
         assert one["statuses"]["OK"] > 8
         assert min(one["rate"], one["own_rate"], one["cpu_us"]) > 0
