@@ -73,8 +73,10 @@ def train(
     stage: Stage,
 ) -> Model:
     """Trains, and writes the items' vectors straight to the snapshot's file."""
-    played = np.unique(history.item).astype(np.int64)
-    factors = _fit(history, played, settings, stage)
+    played = np.flatnonzero(np.bincount(history.item, minlength=catalogue.items))  # np.unique sorts: 60 times as long
+    place = np.empty(catalogue.items, np.int32)  # of a played item among the played
+    place[played] = np.arange(len(played), dtype=np.int32)
+    factors = _fit(history, place[history.item], settings, stage)
     shape = (catalogue.items, settings.factors)
     items = np.lib.format.open_memmap(folder / "vector.npy", "w+", "<f4", shape)
     items[played] = factors.items
@@ -83,14 +85,14 @@ def train(
     return Model(listeners=factors.listeners, items=items, played=played, genre_centroid=centroid)
 
 
-def _fit(history: History, played: NDArray[np.int64], settings: TrainSettings, stage: Stage) -> _Factors:
+def _fit(history: History, item: NDArray[np.int32], settings: TrainSettings, stage: Stage) -> _Factors:
+    """Trains on who played which `item`, `[listen]`, numbered among those that anyone played."""
     openmp.provide()
     from implicit.cpu.als import AlternatingLeastSquares  # noqa: PLC0415  # cannot be imported before
 
     # The confidence goes in with the matrix: a model given alpha would copy the matrix once more.
     confidence = np.full(len(history.item), settings.alpha, np.float32)
-    columns = np.searchsorted(played, history.item).astype(np.int32)
-    matrix = csr_matrix((confidence, columns, history.start), shape=(history.listeners, len(played)))
+    matrix = csr_matrix((confidence, item, history.start), shape=(history.listeners, int(item.max()) + 1))
     left = stage.left(_Factors)
     before = left.iterations if left else 0
     with threadpool_limits(1, "blas"):  # again, since the import brought another BLAS
