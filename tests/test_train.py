@@ -140,8 +140,15 @@ def test_segments_are_the_means_of_their_listeners(listeners: int) -> None:
         np.testing.assert_allclose(segments.mean[number], mine.mean(axis=0) if len(mine) else 0, rtol=1e-4, atol=1e-6)
 
 
-def test_an_index_of_cells_finds_what_brute_force_finds(tmp_path: Path) -> None:
-    """It searches as few cells as reach the recall, with the vectors' own lengths, and the file opens for serving."""
+@pytest.mark.parametrize("exact_up_to", [4_096, 64])
+def test_an_index_of_cells_finds_what_brute_force_finds(
+    exact_up_to: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It searches as few cells as reach the recall, with the vectors' own lengths, and the file opens for serving.
+
+    So it does where the cells are so many that a vector's is found among a part of them.
+    """
+    monkeypatch.setattr("features.offline.cells.EXACT_UP_TO", exact_up_to)
     items, listeners = skewed_vectors(6_000, 3), skewed_vectors(300, 4)
     settings = IndexSettings(kind="ivf", depth=100, target_recall=0.97)
     chosen = choose_index(items, listeners, tmp_path, settings=settings, stage=alone())

@@ -28,6 +28,9 @@ from numpy.typing import NDArray
 
 from features.offline.stages import Stage
 
+EXACT_UP_TO: Final = 4_096  # cells
+_GROUP: Final = 64  # cells, on average
+_GROUPS_SEARCHED: Final = 16
 POINTS_PER_CELL: Final = 39  # FAISS warns below
 _TRAINED_ON: Final = 64  # points per cell
 _ROUNDS: Final = 10
@@ -51,7 +54,8 @@ def cell_index(vectors: Vectors, cells: int, *, seed: int, stage: Stage) -> Any:
     sample = np.ascontiguousarray(vectors[np.sort(rng.choice(len(vectors), size, replace=False))])
     divided = stage.left(_Cells) or _divide(sample, cells, seed)
     stage.keep(divided)
-    divider = faiss.IndexFlatL2(dimension)
+    divider = _finder(dimension, cells)
+    divider.train(divided.middle)
     divider.add(divided.middle)
     centres = faiss.IndexFlatIP(dimension)
     centres.add(np.zeros((cells, dimension), np.float32))  # in place of training; the real ones come last
@@ -82,8 +86,18 @@ def _divide(sample: Vectors, cells: int, seed: int) -> _Cells:
         min_points_per_centroid=1,
         max_points_per_centroid=_TRAINED_ON,
     )
+    kmeans.index = _finder(sample.shape[1], cells)
     kmeans.train(_shortened(sample))
-    return _Cells(middle=kmeans.index.reconstruct_n(0, cells))
+    return _Cells(middle=np.asarray(kmeans.centroids))
+
+
+def _finder(dimension: int, cells: int) -> Any:
+    """What finds a vector's cell, not trained: among all, or in the nearest groups where there are many."""
+    if cells <= EXACT_UP_TO:
+        return faiss.IndexFlatL2(dimension)
+    index: Any = faiss.index_factory(dimension, f"IVF{cells // _GROUP},Flat", faiss.METRIC_L2)
+    index.nprobe = _GROUPS_SEARCHED
+    return index
 
 
 def _shortened(vectors: Vectors) -> Vectors:
