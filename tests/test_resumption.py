@@ -183,7 +183,7 @@ def test_what_is_left_of_another_build_is_discarded(world: Path, built: Path, tm
     out = tmp_path / "S"
     stopped(world, out, "segments", settings=replace(SMALL, seed=8))
     report, told = finished(world, out)
-    assert told[0] == ("an unfinished build of other data, settings or version: discarded", 1, 1)
+    assert told[0] == ("discarded: an unfinished other build", 1, 1)
     assert report.resumed == ()
     assert_same(out, built)
 

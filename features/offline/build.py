@@ -82,7 +82,7 @@ def build(
     source = listening.digest()
     with _repeatable(), partial(out, key_of(source, settings)) as (unfinished, discarded):
         if discarded:
-            progress("an unfinished build of other data, settings or version: discarded", 1, 1)
+            progress("discarded: an unfinished other build", 1, 1)
         stages, folder = Stages(progress, unfinished, listening.report), unfinished.folder
         catalogue, history = _read(listening, folder, stages)
         model, taste = _learn(history, catalogue, folder, settings, stages)
