@@ -2,6 +2,7 @@
 
 <state>/
 ├── snapshots/<digest>/   published snapshots, immutable
+├── verified/<digest>     what tells that its files have not changed since a worker verified them
 ├── pointer.json          the last snapshot that was served well, for a start without Redis
 ├── books/<kind>.json     the last good book of each kind, with its blobs
 ├── served/pages/         the log of served pages, until it is drained (private, as what stands below it)
@@ -76,6 +77,10 @@ class State:
     def snapshots(self) -> Path:
         """The folder of published snapshots."""
         return self.path / "snapshots"
+
+    def verified(self, digest: str) -> Path:
+        """The note that a snapshot was verified."""
+        return self.path / "verified" / digest
 
     @property
     def pointer(self) -> Path:

@@ -90,6 +90,10 @@ def build(
 ) -> None:
     """Check the tables, train, index, measure and write a snapshot.
 
+    A build that is interrupted or killed is resumed by the same command: what it had finished lies in OUT.partial until
+    the snapshot stands at OUT, and is discarded where data, settings, seed or version are others. So --force after the
+    gate refused takes only what was left to do.
+
     Without --forgotten the file forgotten.parquet counts that lies with the tables, where a drain has put it.
 
     Example: mantel build --data W --out S

@@ -32,6 +32,7 @@ def build(report: Any, *, as_json: bool) -> None:
         said = {"digest": report.digest, "items": manifest.items, "space_id": manifest.space_id}
         seconds = {stage: round(value, 3) for stage, value in report.seconds.items()}
         said |= {"index": dict(manifest.index), "figures": dict(report.figures), "seconds": seconds}
+        said |= {"resumed": list(report.resumed)}
         names = ("table", "reason", "rows", "examples")
         print(json.dumps(said | {"rejected": [dict(zip(names, row, strict=True)) for row in report.rejections]}))
         return
@@ -46,6 +47,8 @@ def build(report: Any, *, as_json: bool) -> None:
         *((name, f"{value:.4g}") for name, value in report.figures.items()),
         *((f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in report.seconds.items()),
     ]
+    if report.resumed:
+        rows.append(("resumed", ", ".join(report.resumed)))
     rows.append(("peak memory (RSS)", readable(peak_bytes())))
     out.print(table("built", ("", "value"), rows))
     _rejected(report.rejections)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from features.listener_store import ListenerStore
 from features.pointer import Pointer
 from features.snapshot import Snapshot, load
 from features.state import State, write_whole
+from features.verified import verify_once
 from ranking.types import Degraded, Home
 from server.metrics import Metrics
 
@@ -134,7 +136,7 @@ class Snapshots:
             _log.error("snapshot %s refused, the old one stays: %s", pointer.digest[:12], text)
 
     def _load(self, folder: Path, digest: str) -> Snapshot:
-        snapshot = load_warm(folder, digest)
+        snapshot = load_warm(folder, digest, self._state.verified(digest))
         self._rehearse(snapshot)
         return snapshot
 
@@ -182,14 +184,16 @@ def _files(folder: Path) -> frozenset[tuple[str, int, int]]:
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
-def load_warm(folder: Path, digest: str) -> Snapshot:
+def load_warm(folder: Path, digest: str, note: Path) -> Snapshot:
     """Loads a snapshot and touches its pages by searching, so that the first requests do not pay for it.
+
+    It is verified, unless `note` holds that it was and has not changed since.
 
     Raises:
         SnapshotRefused: it does not verify, or is another than its name says.
     """
     use_one_thread()
-    snapshot = load(folder)
+    snapshot = load(folder, partial(verify_once, note=note))
     if snapshot.digest != digest:
         raise SnapshotRefused(f"{folder.name[:12]}…: the manifest's digest is {snapshot.digest[:12]}…")
     vectors = snapshot.columns["vector"]

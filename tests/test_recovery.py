@@ -87,10 +87,10 @@ async def test_what_may_pass_is_tried_again(
     errors = [OSError(errno.EMFILE, "no handle"), OSError(errno.EMFILE, "no handle"), MemoryError()]
     load = snapshots.load_warm
 
-    def load_warm(folder: Path, digest: str) -> Snapshot:
+    def load_warm(folder: Path, digest: str, note: Path) -> Snapshot:
         if errors:
             raise errors.pop(0)
-        return load(folder, digest)
+        return load(folder, digest, note)
 
     monkeypatch.setattr(snapshots, "load_warm", load_warm)
     monkeypatch.setattr(snapshots, "RETRY_S", (0.2, 0.4))

@@ -15,6 +15,7 @@ from features.offline.index_choice import IndexSettings, choose_index, recall_of
 from features.offline.lists import shortest_list
 from features.offline.neighbours import find_neighbours
 from features.offline.segments import make_segments
+from features.offline.stages import Stage
 from features.offline.train import STRANGE_ITEM
 from features.snapshot import INDEX, SEGMENTS, Snapshot, load
 from tests.conftest import quiet
@@ -23,8 +24,9 @@ from tests.tables import Row, everyone_plays, write_tables
 ROCKERS, RAPPERS = [f"rocker{number}" for number in range(12)], [f"rapper{number}" for number in range(12)]
 
 
-def silent(_done: int, _total: int) -> None:
-    """A stage's progress, told to nobody."""
+def alone() -> Stage:
+    """A stage of no build."""
+    return Stage("alone", quiet)
 
 
 def skewed_vectors(count: int, seed: int) -> NDArray[np.float32]:
@@ -111,9 +113,9 @@ def test_neighbours_among_many_items_miss_few(monkeypatch: pytest.MonkeyPatch) -
     """Where brute force would take too long, more than 95 % of them are found."""
     vectors = skewed_vectors(5_000, 1)
     plays = np.ones(len(vectors), np.int64)
-    exact = find_neighbours(vectors, plays, seed=1, progress=silent)
+    exact = find_neighbours(vectors, plays, seed=1, stage=alone())
     monkeypatch.setattr("features.offline.neighbours.EXACT_UP_TO", 1_000)
-    quick = find_neighbours(vectors, plays, seed=1, progress=silent)
+    quick = find_neighbours(vectors, plays, seed=1, stage=alone())
     shared = [len(np.intersect1d(one, other)) / 64 for one, other in zip(exact.neighbour, quick.neighbour, strict=True)]
     assert np.mean(shared) > 0.95
 
@@ -121,7 +123,7 @@ def test_neighbours_among_many_items_miss_few(monkeypatch: pytest.MonkeyPatch) -
 def test_only_the_most_played_have_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the most, the least played have none and are nobody's; where there are few, places stay empty."""
     monkeypatch.setattr("features.offline.neighbours.MOST", 3)
-    near = find_neighbours(skewed_vectors(6, 1), np.array([5, 0, 9, 1, 7, 1]), seed=1, progress=silent)
+    near = find_neighbours(skewed_vectors(6, 1), np.array([5, 0, 9, 1, 7, 1]), seed=1, stage=alone())
     assert near.row.tolist() == [0, 2, 4]
     assert [sorted(row[:2].tolist()) for row in near.neighbour] == [[2, 4], [0, 4], [0, 2]]
     assert (near.neighbour[:, 2:] == -1).all()
@@ -138,11 +140,18 @@ def test_segments_are_the_means_of_their_listeners(listeners: int) -> None:
         np.testing.assert_allclose(segments.mean[number], mine.mean(axis=0) if len(mine) else 0, rtol=1e-4, atol=1e-6)
 
 
-def test_an_index_of_cells_finds_what_brute_force_finds(tmp_path: Path) -> None:
-    """It searches as few cells as reach the recall, with the vectors' own lengths, and the file opens for serving."""
+@pytest.mark.parametrize("exact_up_to", [4_096, 64])
+def test_an_index_of_cells_finds_what_brute_force_finds(
+    exact_up_to: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It searches as few cells as reach the recall, with the vectors' own lengths, and the file opens for serving.
+
+    So it does where the cells are so many that a vector's is found among a part of them.
+    """
+    monkeypatch.setattr("features.offline.cells.EXACT_UP_TO", exact_up_to)
     items, listeners = skewed_vectors(6_000, 3), skewed_vectors(300, 4)
     settings = IndexSettings(kind="ivf", depth=100, target_recall=0.97)
-    chosen = choose_index(items, listeners, tmp_path, settings=settings, progress=silent)
+    chosen = choose_index(items, listeners, tmp_path, settings=settings, stage=alone())
     assert (chosen.factory, chosen.depth) == ("IVF128,SQfp16", 100)
     assert 0 < chosen.nprobe < 128
     assert chosen.recall >= 0.97

@@ -29,17 +29,43 @@ def aside(out: Path, *, mark: str = MANIFEST, kind: str = "snapshot", mode: int 
     Raises:
         WrongState: something of another kind stands at `out`.
     """
+    out = vacant(out, mark=mark, kind=kind)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield folder
+        take_place(folder, out, mode=mode)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def vacant(out: Path, *, mark: str = MANIFEST, kind: str = "snapshot") -> Path:
+    """The absolute path of `out`, once nothing stands there but what may be replaced; its parent exists.
+
+    Raises:
+        WrongState: something of another kind stands there.
+    """
     out = out.resolve()
     if out.exists() and not (out / mark).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise WrongState(f"{out} exists and is no {kind}; name another place or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield folder
-        _make_durable(folder, mode)
-        _take_place(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    return out
+
+
+def take_place(folder: Path, out: Path, *, mode: int = 0o755) -> None:
+    """Makes a folder durable, with its files read-only, and renames it to `out`; what stood there is removed."""
+    _make_durable(folder, mode)
+    if not out.exists():
+        folder.rename(out)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+        out.rename(old)  # a folder may take the place of an empty one
+        try:
+            folder.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        shutil.rmtree(old)
+    sync_entry(out.parent)
 
 
 def write_columns(folder: Path, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -60,18 +86,3 @@ def _make_durable(folder: Path, mode: int) -> None:
             path.chmod(path.parent.stat().st_mode & 0o444)
         sync_entry(path)
     sync_entry(folder)
-
-
-def _take_place(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-        out.rename(old)  # a folder may take the place of an empty one
-        try:
-            folder.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
-        shutil.rmtree(old)
-    sync_entry(out.parent)

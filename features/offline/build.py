@@ -1,11 +1,9 @@
 """Building a snapshot: from listening tables to a gated, immutable folder. The story, in the order it happens."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from features import listeners
 from features.errors import SnapshotRefused
 from features.index import use_one_thread
-from features.offline import records
-from features.offline.artefact import aside, entry_of, write_columns
+from features.offline.artefact import entry_of, write_columns
+from features.offline.build_settings import BuildSettings, key_of, space_id_of
 from features.offline.cards import CARD_FORMAT
 from features.offline.catalogue import Catalogue, write_catalogue
-from features.offline.gate import GateLimits, drift, finite_share, pass_gate, unplayed_lift
+from features.offline.gate import drift, finite_share, pass_gate, unplayed_lift
 from features.offline.history import History, read_history, read_listeners
-from features.offline.index_choice import IndexChoice, IndexKind, IndexSettings, choose_index
+from features.offline.index_choice import IndexChoice, choose_index
 from features.offline.listening import ListeningData, open_listening
-from features.offline.lists import make_lists, popularity_of, shortest_list
-from features.offline.neighbours import find_neighbours
-from features.offline.records import Taste, write_records
+from features.offline.lists import Lists, make_lists, popularity_of, shortest_list
+from features.offline.neighbours import Neighbours, find_neighbours
+from features.offline.partial import partial
+from features.offline.records import Taste, Usable, write_records
+from features.offline.rejections import Rejections
 from features.offline.segments import Segments, make_segments
 from features.offline.stages import Stages
-from features.offline.train import TRAINING, Model, TrainSettings, gram, train
+from features.offline.train import Model, gram, train
 from features.snapshot import FORMAT, MANIFEST, Manifest, Snapshot, digest_of, load
+
+__all__ = ["BuildReport", "BuildSettings", "build"]
 
 Progress = Callable[[str, int, int], None]
 """Told stage, done, of how many (0: not known)."""
@@ -43,42 +44,14 @@ Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildSettings:
-    """All that a build depends on but the data; see TrainSettings, IndexSettings and GateLimits.
-
-    `refuse` false keeps a snapshot that misses the limits.
-    """
-
-    factors: int = 64
-    regularization: float = 100.0
-    alpha: float = 32.0
-    iterations: int = 15
-    seed: int = 7
-    index: IndexKind = "auto"
-    depth: int = 256
-    target_recall: float = 0.98
-    limits: GateLimits = field(default_factory=GateLimits)
-    refuse: bool = True
-
-    @property
-    def training(self) -> TrainSettings:
-        """What shapes the embedding space."""
-        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.__dataclass_fields__})
-
-    @property
-    def indexing(self) -> IndexSettings:
-        """What index is wanted."""
-        return IndexSettings(kind=self.index, depth=self.depth, target_recall=self.target_recall, seed=self.seed)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What was built, how good it is, and how long each stage took."""
+    """What was built, how good it is, and how long each stage took, before an interruption or after."""
 
     manifest: Manifest
     digest: str
     figures: Mapping[str, float]
     seconds: Mapping[str, float]
+    resumed: tuple[str, ...]  # stages that an interrupted build had finished
     rejections: list[Rejection]
 
 
@@ -93,6 +66,7 @@ def build(
 ) -> BuildReport:
     """Builds a snapshot at `out`, and the listener records inside it; the same data and settings give the same bytes.
 
+    One that was killed, or refused by the gate, goes on with what it had finished (`features.offline.partial`).
     Who has a tombstone in the file `forgotten`, or in the one that lies with the data, is left out with all before.
     Drift is measured against the snapshot `previous`, or else against the one that stands at `out`, if it can be read.
     Its figures are in the report and not in the manifest, which speaks of nothing but this data and these settings.
@@ -101,32 +75,35 @@ def build(
         ListeningError: the data cannot be used.
         SnapshotRefused: `previous` cannot be read.
         GateRefused: a figure is beyond its limit; `out` stays as it was.
-        WrongState: something else than a snapshot stands at `out`.
+        WrongState: something else than a snapshot stands at `out`, or another process builds it.
     """
-    stages = Stages(progress)
     before = load(previous) if previous else _standing(out)
     listening = open_listening(data, forgotten)
-    with _repeatable(), aside(out) as folder:
+    source = listening.digest()
+    with _repeatable(), partial(out, key_of(source, settings)) as (unfinished, discarded):
+        if discarded:
+            progress("discarded: an unfinished other build", 1, 1)
+        stages, folder = Stages(progress, unfinished, listening.report), unfinished.folder
         catalogue, history = _read(listening, folder, stages)
-        source, rejected = listening.digest(), listening.report.counts()
         model, taste = _learn(history, catalogue, folder, settings, stages)
         columns = _derive(catalogue, history, model, taste.segments, settings, stages)
         write_columns(folder, columns)
         index = _index(model, folder, settings, stages)
-        usable = _records(history, catalogue, taste, folder, _space_id(source, settings.training), stages)
+        usable = _records(history, catalogue, taste, folder, space_id_of(source, settings.training), stages)
         with stages("gate"):
             figures = {"coverage": usable / history.listeners, "rejected": listening.report.share()}
             figures |= _figures(index, catalogue, model, columns)
             drifted = drift({**catalogue.columns, **columns}, before) if before else {}
             pass_gate(figures | drifted, settings.limits, refuse=settings.refuse)
         with stages("seal"):
-            manifest = _manifest(folder, catalogue, history, index, figures, settings, (source, rejected))
+            manifest = _manifest(folder, catalogue, history, index, figures, settings, source, listening.report)
             (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return BuildReport(
         manifest=manifest,
         digest=digest_of(manifest.to_bytes()),
         figures=figures | drifted | {"micros": index.micros},
         seconds=stages.seconds,
+        resumed=tuple(stages.resumed),
         rejections=listening.report.rows(),
     )
 
@@ -140,19 +117,21 @@ def _standing(out: Path) -> Snapshot | None:
 
 def _read(listening: ListeningData, folder: Path, stages: Stages) -> tuple[Catalogue, History]:
     people = read_listeners(listening)
-    with stages("items") as told:
-        catalogue = write_catalogue(listening, folder, markets=set(people["market"]) - {""}, progress=told)
-    with stages("listens") as told:
-        return catalogue, read_history(listening, catalogue, people, told)
+    markets = set(people["market"]) - {""}
+    catalogue = stages.made(
+        "items", Catalogue, lambda stage: write_catalogue(listening, folder, markets=markets, progress=stage)
+    )
+    history = stages.made("listens", History, lambda stage: read_history(listening, catalogue, people, stage))
+    return catalogue, history
 
 
 def _learn(
     history: History, catalogue: Catalogue, folder: Path, settings: BuildSettings, stages: Stages
 ) -> tuple[Model, Taste]:
-    with stages("train") as told:
-        model = train(history, catalogue, folder, settings=settings.training, progress=told)
-    with stages("segments"):
-        segments = make_segments(model.listeners, seed=settings.seed)
+    model = stages.made(
+        "train", Model, lambda stage: train(history, catalogue, folder, settings=settings.training, stage=stage)
+    )
+    segments = stages.made("segments", Segments, lambda _: make_segments(model.listeners, seed=settings.seed))
     return model, Taste(vectors=model.listeners, segments=segments)
 
 
@@ -161,14 +140,13 @@ def _derive(
 ) -> Columns:
     """Makes the columns that need listens or vectors."""
     plays = np.bincount(history.item, history.plays, minlength=catalogue.items).astype(np.int64)
-    with stages("lists"):
-        lists = make_lists(history, catalogue, plays)
-        popularity = popularity_of(catalogue, plays)
-    with stages("neighbours") as told:
-        near = find_neighbours(model.items, plays, seed=settings.seed, progress=told)
+    lists = stages.made("lists", Lists, lambda _: make_lists(history, catalogue, plays))
+    near = stages.made(
+        "neighbours", Neighbours, lambda stage: find_neighbours(model.items, plays, seed=settings.seed, stage=stage)
+    )
     return {
         "plays": plays,
-        "popularity": popularity,
+        "popularity": popularity_of(catalogue, plays),
         "popular": lists.popular,
         "newest": lists.newest,
         "segment_mean": segments.mean,
@@ -181,15 +159,21 @@ def _derive(
 
 
 def _index(model: Model, folder: Path, settings: BuildSettings, stages: Stages) -> IndexChoice:
-    with stages("index") as told:
-        return choose_index(model.items, model.listeners, folder, settings=settings.indexing, progress=told)
+    return stages.made(
+        "index",
+        IndexChoice,
+        lambda stage: choose_index(model.items, model.listeners, folder, settings=settings.indexing, stage=stage),
+    )
 
 
 def _records(  # records are made from all that is known
     history: History, catalogue: Catalogue, taste: Taste, folder: Path, space_id: str, stages: Stages
 ) -> int:
-    with stages("records") as told:
-        return write_records(history, catalogue, taste, folder, space_id=space_id, progress=told)
+    return stages.made(
+        "records",
+        Usable,
+        lambda stage: write_records(history, catalogue, taste, folder, space_id=space_id, progress=stage),
+    ).listeners
 
 
 def _figures(index: IndexChoice, catalogue: Catalogue, model: Model, columns: Columns) -> Figures:
@@ -201,13 +185,6 @@ def _figures(index: IndexChoice, catalogue: Catalogue, model: Model, columns: Co
     }
 
 
-def _space_id(source: str, training: TrainSettings) -> str:
-    """Names the embedding space, and so its listener records, by all that shapes them: 16 hex digits."""
-    versions = [TRAINING, listeners.VERSION, records.CONTENT]
-    shaped_by = json.dumps([source, asdict(training), versions], sort_keys=True)
-    return hashlib.sha256(shaped_by.encode()).hexdigest()[:16]
-
-
 def _manifest(  # noqa: PLR0913, PLR0917  # a manifest speaks of everything
     folder: Path,
     catalogue: Catalogue,
@@ -215,14 +192,14 @@ def _manifest(  # noqa: PLR0913, PLR0917  # a manifest speaks of everything
     index: IndexChoice,
     figures: Figures,
     settings: BuildSettings,
-    data: tuple[str, Mapping[str, Mapping[str, int]]],
+    source: str,
+    rejections: Rejections,
 ) -> Manifest:
-    source, rejected = data
     chosen = {"factory": index.factory, "nprobe": index.nprobe, "depth": index.depth, "recall": index.recall}
     counts = {"items": catalogue.items, "listeners": history.listeners, "listens": len(history.item)}
     return Manifest(
         format=FORMAT,
-        space_id=_space_id(source, settings.training),
+        space_id=space_id_of(source, settings.training),
         items=catalogue.items,
         dimension=settings.factors,
         metric="inner_product",
@@ -238,9 +215,11 @@ def _manifest(  # noqa: PLR0913, PLR0917  # a manifest speaks of everything
             "settings": asdict(settings),
             "data": source,
             "counts": counts,
-            "rejected": rejected,
+            "rejected": rejections.counts(),
         },
-        files={path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.is_file()},
+        files={
+            path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST
+        },
     )
 
 

@@ -1,7 +1,7 @@
 """The catalogue of a snapshot: the table `items` as columns and cards, in the order of item keys.
 
 The table streams through once. Cards go to a spool file in the table's order and are gathered from there when the
-order is known; only fixed-size columns stay in memory, about 90 bytes per item.
+order is known; only fixed-size columns stay in memory, about 90 bytes per item, until they can be mapped.
 """
 
 import mmap
@@ -110,8 +110,10 @@ def write_catalogue(
     names, bits = _market_table(market_lists.names(), markets)
     columns |= {"genre": genre, "market_bits": bits[columns.pop("market_list")]}
     columns["limits"] = _limits(columns, columns.pop("explicit"))
-    write_columns(folder, {name: column for name, column in columns.items() if name != "popularity"})
-    return Catalogue(columns=columns, genres=genres, markets=names)
+    popularity = columns.pop("popularity")
+    write_columns(folder, columns)
+    columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in columns}
+    return Catalogue(columns=columns | {"popularity": popularity}, genres=genres, markets=names)
 
 
 def _columns(frame: pl.DataFrame, spool: IO[bytes], genre_lists: _Lists, market_lists: _Lists) -> Columns:

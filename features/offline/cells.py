@@ -17,7 +17,8 @@ lengths differ more. Made into a search by distance with one dimension more, 512
 float16: the steps of 8-bit ones are stretched by the few long vectors; with them the third needs 192 cells and 164 us.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import faiss
@@ -25,6 +26,11 @@ import numpy as np
 from faiss.contrib.ivf_tools import add_preassigned
 from numpy.typing import NDArray
 
+from features.offline.stages import Stage
+
+EXACT_UP_TO: Final = 4_096  # cells
+_GROUP: Final = 64  # cells, on average
+_GROUPS_SEARCHED: Final = 16
 POINTS_PER_CELL: Final = 39  # FAISS warns below
 _TRAINED_ON: Final = 64  # points per cell
 _ROUNDS: Final = 10
@@ -33,13 +39,24 @@ _BLOCK: Final = 1 << 18
 Vectors = NDArray[np.float32]
 
 
-def cell_index(vectors: Vectors, cells: int, *, seed: int, progress: Callable[[int, int], None]) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cells:
+    """The middle of each cell, `[cell, D]`, among shortened vectors."""
+
+    middle: Vectors
+
+
+def cell_index(vectors: Vectors, cells: int, *, seed: int, stage: Stage) -> Any:
     """A FAISS `IVF{cells},SQfp16` index over `vectors` `[item, D]`, searched by inner product."""
     dimension = vectors.shape[1]
     rng = np.random.default_rng(seed)
     size = min(len(vectors), _TRAINED_ON * cells)
     sample = np.ascontiguousarray(vectors[np.sort(rng.choice(len(vectors), size, replace=False))])
-    divider = _divider(sample, cells, seed)
+    divided = stage.left(_Cells) or _divide(sample, cells, seed)
+    stage.keep(divided)
+    divider = _finder(dimension, cells)
+    divider.train(divided.middle)
+    divider.add(divided.middle)
     centres = faiss.IndexFlatIP(dimension)
     centres.add(np.zeros((cells, dimension), np.float32))  # in place of training; the real ones come last
     index = faiss.IndexIVFScalarQuantizer(
@@ -54,14 +71,13 @@ def cell_index(vectors: Vectors, cells: int, *, seed: int, progress: Callable[[i
         for number, sums in _sums(cell, block * cubes[:, None]):
             total[number] += sums
         weight += np.bincount(cell, cubes, minlength=cells)
-        progress(start + len(block), len(vectors))
+        stage(start + len(block), len(vectors))
     centres.reset()
     centres.add((total / np.maximum(weight, np.finfo(np.float64).tiny)[:, None]).astype(np.float32))
     return index
 
 
-def _divider(sample: Vectors, cells: int, seed: int) -> Any:
-    """What tells a vector its cell."""
+def _divide(sample: Vectors, cells: int, seed: int) -> _Cells:
     kmeans = faiss.Kmeans(
         sample.shape[1],
         cells,
@@ -70,8 +86,21 @@ def _divider(sample: Vectors, cells: int, seed: int) -> Any:
         min_points_per_centroid=1,
         max_points_per_centroid=_TRAINED_ON,
     )
+    kmeans.index = _finder(sample.shape[1], cells)
     kmeans.train(_shortened(sample))
-    return kmeans.index
+    return _Cells(middle=np.asarray(kmeans.centroids))
+
+
+def _finder(dimension: int, cells: int) -> Any:
+    """What finds a vector's cell, not trained: among all, or in the nearest groups where there are many.
+
+    Measured on 10 million items: 99.9 % of 20,000 of them found the nearest of 16,384 cells, in 15 us instead of 84.
+    """
+    if cells <= EXACT_UP_TO:
+        return faiss.IndexFlatL2(dimension)
+    index: Any = faiss.index_factory(dimension, f"IVF{cells // _GROUP},Flat", faiss.METRIC_L2)
+    index.nprobe = _GROUPS_SEARCHED
+    return index
 
 
 def _shortened(vectors: Vectors) -> Vectors:

@@ -6,7 +6,6 @@ of serving (one thread, no BLAS).
 
 import math
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from features.index import FaissRetriever, Retriever, use_one_thread
 from features.offline.cells import POINTS_PER_CELL, cell_index
+from features.offline.stages import Stage
 from features.snapshot import INDEX
 
 FLAT_UP_TO: Final = 10_000  # a query of 10,000 takes 123 us, with cells 101; of 20,000 174 and 99
@@ -57,12 +57,12 @@ def choose_index(
     folder: Path,
     *,
     settings: IndexSettings,
-    progress: Callable[[int, int], None],
+    stage: Stage,
 ) -> IndexChoice:
     """Builds and writes the index over `items` `[item, D]`, and measures it with a sample of `listeners`."""
     cells = _cells(len(items), settings.kind)
     if cells:
-        index = cell_index(items, cells, seed=settings.seed, progress=progress)
+        index = cell_index(items, cells, seed=settings.seed, stage=stage)
     else:
         index = faiss.IndexFlatIP(items.shape[1])
         index.add(np.ascontiguousarray(items))

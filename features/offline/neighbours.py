@@ -1,6 +1,5 @@
 """Neighbours: for each much played item the items nearest by cosine ("because you play X")."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -8,6 +7,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from features.offline.stages import Stage
 from features.snapshot import NEIGHBOURS
 
 MOST: Final = 1_000_000
@@ -28,9 +28,16 @@ class Neighbours:
     cosine: NDArray[np.float16]
 
 
-def find_neighbours(
-    vectors: Vectors, plays: NDArray[np.int64], *, seed: int, progress: Callable[[int, int], None]
-) -> Neighbours:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The neighbours of the first `done` rows."""
+
+    done: int
+    neighbour: NDArray[np.int32]
+    cosine: NDArray[np.float16]
+
+
+def find_neighbours(vectors: Vectors, plays: NDArray[np.int64], *, seed: int, stage: Stage) -> Neighbours:
     """Finds the neighbours of the most played items, up to MOST, among one another.
 
     An item without plays has no neighbours and is nobody's: its vector is the mean of its artist's, so it would stand
@@ -46,14 +53,20 @@ def find_neighbours(
     neighbour = np.full((len(rows), NEIGHBOURS), -1, np.int32)
     cosine = np.zeros((len(rows), NEIGHBOURS), np.float16)
     width = min(NEIGHBOURS, len(rows) - 1)
-    for start in range(0, len(rows), _BLOCK):
+    left = stage.left(_Found)
+    done = left.done if left else 0
+    if left:
+        neighbour[:done], cosine[:done] = left.neighbour, left.cosine
+    for start in range(done, len(rows), _BLOCK):
         own = np.arange(start, min(start + _BLOCK, len(rows)))
         scores, found = index.search(unit[own], width + 1)
         others = _others(found, own)
         places = found[others].reshape(len(own), width)
         neighbour[own, :width] = np.where(places >= 0, rows[places], -1)
         cosine[own, :width] = np.where(places >= 0, scores[others].reshape(len(own), width), 0)
-        progress(int(own[-1]) + 1, len(rows))
+        done = int(own[-1]) + 1
+        stage.keep(_Found(done=done, neighbour=neighbour[:done], cosine=cosine[:done]))
+        stage(done, len(rows))
     return Neighbours(row=rows.astype(np.int32), neighbour=neighbour, cosine=cosine)
 
 

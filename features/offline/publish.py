@@ -163,6 +163,7 @@ def _collect(state: State, client: redis.Redis, keys: Keys) -> tuple[str, ...]:
                 needed.add(read_manifest(folder)[0].space_id)
         else:
             shutil.rmtree(folder)
+            state.verified(folder.name).unlink(missing_ok=True)
             removed.append(folder.name)
     for space_id in map(_text, client.hkeys(keys.spaces)):
         space = read_space(client, keys, space_id)

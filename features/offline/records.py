@@ -4,6 +4,7 @@ They are an artefact of their own, not part of the snapshot, since they are dele
 """
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ class Taste:
     segments: Segments
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usable:
+    """How many listeners have a vector that is finite in float16 and not zero."""
+
+    listeners: int
+
+
 def write_records(
     history: History,
     catalogue: Catalogue,
@@ -48,12 +56,10 @@ def write_records(
     *,
     space_id: str,
     progress: Callable[[int, int], None],
-) -> int:
-    """Writes `listeners/part-*.parquet` and `listeners/listeners.json`; returns how many listeners are usable.
-
-    Usable is a vector that is finite in float16 and not zero.
-    """
+) -> Usable:
+    """Writes `listeners/part-*.parquet` and `listeners/listeners.json`; returns how many listeners are usable."""
     target = folder / RECORDS
+    shutil.rmtree(target, ignore_errors=True)  # left by a build that was killed
     target.mkdir(PRIVATE)
     genres = _genre_matrix(catalogue)
     parts: dict[str, dict[str, Any]] = {}
@@ -74,7 +80,7 @@ def write_records(
         progress(stop, history.listeners)
     said = {"space_id": space_id, "count": history.listeners, "parts": parts}
     (target / RECORDS_MANIFEST).write_text(json.dumps(said, sort_keys=True, indent=1))
-    return usable
+    return Usable(listeners=usable)
 
 
 def halves(vectors: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -1,8 +1,8 @@
 """What was read of each table, and what was dropped of it for which reason."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 EXAMPLES: Final = 5
 REPEATED: Final = "is repeated; the first row stands"
@@ -47,3 +47,12 @@ class Rejections:
         """Give the bad rows of all tables over those read; repeated ones, and those of the forgotten, are not bad."""
         bad = sum(count for _, reason, count, _ in self.rows() if not reason.endswith((REPEATED, FORGOTTEN)))
         return bad / max(1, self._read.total())
+
+    def said(self) -> dict[str, Any]:
+        """All of it as JSON, for `restore`."""
+        return {"read": dict(self._read), "rows": self.rows()}
+
+    def restore(self, said: Mapping[str, Any]) -> None:
+        """Becomes what `said` told."""
+        self._read = Counter(said["read"])
+        self._found = {(table, reason): (count, tuple(few)) for table, reason, count, few in said["rows"]}
