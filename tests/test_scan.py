@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from features.compiled import reads_half
 from features.index import FaissRetriever, use_one_thread
-from features.offline.cells import cell_index
 
 pytestmark = pytest.mark.skipif(not reads_half(), reason="FAISS searches where the processor reads no float16")
 Vectors = NDArray[np.float32]
@@ -17,8 +16,13 @@ Vectors = NDArray[np.float32]
 
 def retriever_over(folder: Path, items: Vectors, *, cells: int, nprobe: int) -> FaissRetriever:
     """An index of some vectors, opened as workers open it."""
-    path = folder / "index.faiss"
-    faiss.write_index(cell_index(items, cells, seed=1, progress=lambda *_: None), str(path))
+    path, dimension = folder / "index.faiss", items.shape[1]
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dimension), dimension, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
+    index.train(items)
+    index.add(items)
+    faiss.write_index(index, str(path))
     use_one_thread()
     return FaissRetriever(path, dimension=items.shape[1], items=len(items), nprobe=nprobe)
 
