@@ -26,6 +26,7 @@ STATE_ENTRIES: Final = 256
 IMPRESSION_ENTRIES: Final = 512
 SEEN_S: Final = 7200 + 3600  # the set of an hour is needed for two more
 EVENTS_PER_SCRIPT: Final = 100  # 0.62 ms of Redis' time, for which a page may have to wait
+LOOKED_AT: Final = 8  # of the streams at each look: all 64 hold up the event loop for as many replies
 _LATER: Final = "retry with the same event ids"
 _log = logging.getLogger("mantel.events")
 
@@ -72,6 +73,7 @@ class EventStore:
         """Connects on first use; `timeout_s` bounds connecting and each reply, `recent_s` is how long entries live."""
         self._keys, self._stream_max, self._recent_s = keys, stream_max, recent_s
         self._disk_ms = max(1, int(timeout_s * 1000))
+        self._lengths, self._looked = [0] * PARTITIONS, 0  # of streams, and which are looked at next
         self._client = redis.asyncio.Redis.from_pool(
             redis.asyncio.BlockingConnectionPool.from_url(
                 url,
@@ -109,15 +111,17 @@ class EventStore:
         ]
 
     async def fullness(self) -> float:
-        """The share of its bound that the longest stream has reached.
+        """The share of its bound that the longest stream has reached, as far as was looked: at some of them each time.
 
         Raises:
             redis.exceptions.RedisError, OSError: the store cannot be reached.
         """
-        pipe = self._client.pipeline(transaction=False)
-        for number in range(PARTITIONS):
+        pipe, begin = self._client.pipeline(transaction=False), self._looked
+        for number in range(begin, begin + LOOKED_AT):
             pipe.xlen(self._keys.stream(number))
-        return float(max(await pipe.execute())) / self._stream_max
+        self._lengths[begin : begin + LOOKED_AT] = await pipe.execute()
+        self._looked = (begin + LOOKED_AT) % PARTITIONS
+        return float(max(self._lengths)) / self._stream_max
 
     async def close(self) -> None:
         """Closes every connection."""

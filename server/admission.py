@@ -50,7 +50,7 @@ class Bounds:
 
     least: int = 4
     most: int = 512
-    target_s: float = 0.010  # that calls take on average when more are asked for than can be answered
+    target_s: float = 0.008  # that calls take on average when more are asked for than can be answered
 
 
 class Admission:

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     admission_least: int = Field(default=4, ge=1, le=2048, description="the least that a found limit may be")
     admission_most: int = Field(default=512, ge=1, le=2048, description="the most that a found limit may be")
     admission_target_ms: float = Field(
-        default=10.0, gt=0, description="mean latency of pages that the limit settles at under overload"
+        default=8.0, gt=0, description="mean latency of pages that the limit settles at under overload"
     )
     drill_work_ms: float = Field(
         default=0.0, ge=0, le=1000, description="for tests and drills: processor time that each page costs more"
