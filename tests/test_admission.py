@@ -100,7 +100,7 @@ def test_prefetch_is_shed_first() -> None:
     """At twice of what it can do well, half of it prefetch: who waits is answered, and prefetch gets what is left."""
     took = simulated(Admission(Bounds()), rate=1800, work_s=0.001, prefetch=0.5)
     shares = {kind: sum(one is not None for one in took[kind]) / len(took[kind]) for kind in took}
-    assert shares[VISIBLE] >= 0.99
+    assert shares[VISIBLE] >= 0.98
     assert shares[PREFETCH] <= 0.2
 
 
