@@ -85,11 +85,8 @@ def _cache() -> Path | None:
     written, as in a read-only container: then each process compiles for itself.
     """
     room = Path(__file__).parent
-    files = (
-        *sorted((room.parent / "ranking").glob("*.py")),
-        room / "snapshot.py",
-        Path(__file__),
-    )  # what is compiled in
+    # Their constants are compiled in.
+    files = (*sorted((room.parent / "ranking").glob("*.py")), room / "snapshot.py", Path(__file__))
     name = f"compiled-{hashlib.sha256(b''.join(path.read_bytes() for path in files)).hexdigest()[:12]}"
     for place in (os.environ.get("NUMBA_CACHE_DIR"), room / "__pycache__", Path("~/.cache/mantel").expanduser()):
         if place is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,6 +65,16 @@ def built(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot of that world, with its listener records. Read-only: copy it before changing anything."""
     folder = tmp_path_factory.mktemp("built") / "snapshot"
     build(world, folder, settings=BuildSettings(factors=16, iterations=5), progress=quiet)
+    return folder
+
+
+@pytest.fixture
+def copy(built: Path, tmp_path: Path) -> Path:
+    """A copy of the small snapshot that may be spoilt."""
+    folder = tmp_path / "copy"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("listeners"))
+    for path in folder.iterdir():
+        path.chmod(0o644)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,6 @@ from features.errors import SnapshotRefused
 from features.snapshot import CARDS, COLUMNS, INDEX, MANIFEST, load
 
 COLUMN_FILES = [f"{name}.npy" for name in COLUMNS]
-
-
-@pytest.fixture
-def copy(built: Path, tmp_path: Path) -> Path:
-    """A copy of the small snapshot that may be spoilt."""
-    folder = tmp_path / "copy"
-    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("listeners"))
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    return folder
 
 
 def reseal(folder: Path, **changed: Any) -> None:

@@ -1,7 +1,6 @@
 """Verifying once: nothing is read again that has not changed, and whatever has changed is."""
 
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,16 +13,6 @@ from features.snapshot import COLUMNS, INDEX, MANIFEST, read_manifest
 from features.verified import verify_once
 
 FILES = len(COLUMNS) + 2
-
-
-@pytest.fixture
-def copy(built: Path, tmp_path: Path) -> Path:
-    """A copy of the small snapshot that may be spoilt."""
-    folder = tmp_path / "copy"
-    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("listeners"))
-    for path in folder.iterdir():
-        path.chmod(0o644)
-    return folder
 
 
 @pytest.fixture
